@@ -1,0 +1,99 @@
+"""The output layer: adaptive softmax of Grave et al. 2017 (arXiv 1609.04309).
+
+N tokens, D model width, V vocabulary. Ids are ordered by falling frequency. The head scores the `cutoffs[0]` most frequent
+ids and one entry per tail cluster; tail i projects D -> d_i, then to its ids:
+
+    log p(y) = log p_head(cluster of y) + log p_tail(y | cluster)
+"""
+
+from typing import Sequence
+
+import keras
+import tensorflow as tf
+
+
+class AdaptiveSoftmax(keras.layers.Layer):
+    """Negative log-likelihood of ids given hidden vectors, and the log-probabilities of all V ids.
+
+    Args:
+      d_model: D.
+      vocab_size: V.
+      cutoffs: the first id of each tail cluster, rising and within 1 ... V - 1; none gives a plain softmax.
+      proj_factor: tail i (from 1) has projected width d_i = max(1, D // proj_factor ** i).
+      proj_dims: the widths d_i themselves, one per tail, instead of `proj_factor`.
+      static_shapes: compute every tail for every token, as XLA needs it, instead of for the tokens that fall into it.
+
+    Raises:
+      ValueError: cutoffs that do not rise or are out of range; `proj_dims` not one positive width per tail.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int, cutoffs: Sequence[int] = (), proj_factor: int = 4,
+                 proj_dims: Sequence[int] | None = None, static_shapes: bool = False, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        ends = [*cutoffs, vocab_size]
+        if ends[0] < 1 or any(a >= b for a, b in zip(ends, ends[1:])):
+            raise ValueError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size {vocab_size}; cutoffs.py finds the best")
+        widths = list(proj_dims) if proj_dims else [max(1, d_model // proj_factor**i) for i in range(1, len(ends))]
+        if len(widths) != len(cutoffs) or any(width < 1 for width in widths):
+            raise ValueError(f"proj_dims {widths} must be one positive width for each of the {len(cutoffs)} tails")
+        self.static_shapes = static_shapes
+        self.tails = list(zip(ends, ends[1:]))  # [(first id, past the last)]
+        self.head_size = ends[0]
+        self.head = self._linear("head", d_model, ends[0] + len(self.tails))
+        self.projections = [self._weight(f"projection_{i}", [d_model, width]) for i, width in enumerate(widths, 1)]
+        self.outputs = [self._linear(f"tail_{i}", width, end - first) for i, (width, (first, end)) in enumerate(zip(widths, self.tails), 1)]
+        self.built = True
+
+    def call(self, hidden, targets):
+        """The negative log-likelihood of each target.
+
+        Args:
+          hidden: [N, D].
+          targets: ids, int32 [N].
+
+        Returns:
+          float32 [N], in nats.
+        """
+        head_target = targets  # [N], a tail's ids replaced by its entry
+        for i, (first, end) in enumerate(self.tails):
+            head_target = tf.where((targets >= first) & (targets < end), self.head_size + i, head_target)
+        nll = tf.nn.sparse_softmax_cross_entropy_with_logits(head_target, self._head_logits(hidden))  # [N]
+        for i, (first, end) in enumerate(self.tails):
+            inside = (targets >= first) & (targets < end)  # [N]
+            if self.static_shapes:
+                label = tf.clip_by_value(targets - first, 0, end - first - 1)  # [N]
+                tail_nll = tf.nn.sparse_softmax_cross_entropy_with_logits(label, self._tail_logits(i, hidden))  # [N]
+                nll += tf.where(inside, tail_nll, 0.0)
+            else:
+                where = tf.where(inside)  # [n, 1]
+                label = tf.gather_nd(targets, where) - first  # [n]
+                logits = self._tail_logits(i, tf.gather_nd(hidden, where))  # [n, tail]
+                tail_nll = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)  # [n]
+                nll = tf.tensor_scatter_nd_add(nll, where, tail_nll)
+        return nll
+
+    def log_prob(self, hidden):
+        """Log-probabilities of all ids: hidden [N, D] -> float32 [N, V]."""
+        head = tf.nn.log_softmax(self._head_logits(hidden))  # [N, head + tails]
+        parts = [head[:, :self.head_size]]
+        for i in range(len(self.tails)):
+            entry = self.head_size + i
+            parts.append(head[:, entry:entry + 1] + tf.nn.log_softmax(self._tail_logits(i, hidden)))
+        return tf.concat(parts, axis=1)
+
+    def _head_logits(self, hidden):
+        return self._apply(self.head, hidden)
+
+    def _tail_logits(self, i, hidden):
+        return self._apply(self.outputs[i], tf.matmul(hidden, tf.cast(self.projections[i], hidden.dtype)))
+
+    def _apply(self, linear, x):
+        kernel, bias = linear
+        return tf.cast(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.float32) + bias
+
+    def _linear(self, name, inputs, outputs):
+        bias = self.add_weight(shape=[outputs], initializer="zeros", autocast=False, name=f"{name}_bias")
+        return self._weight(f"{name}_kernel", [inputs, outputs]), bias
+
+    def _weight(self, name, shape):
+        return self.add_weight(shape=shape, initializer="glorot_uniform", name=name)

@@ -1,0 +1,48 @@
+"""How every command starts, and how it ends on bad input: in one line that says what is wrong, never in a traceback."""
+
+import sys
+
+from absl import app, flags, logging
+
+flags.disclaim_key_flags()  # flags defined here on behalf of a command are the command's
+
+
+class InputError(ValueError):
+    """Something the user gave cannot work; the message is one line that says what and what to do."""
+
+
+def run(main):
+    """Runs `main(argv)` with parsed absl flags; bad flags, bad input and file errors exit with status 1 and one line."""
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit("error: " + " ".join(str(error).split()))
+        if rest[1:]:
+            sys.exit(f"error: '{rest[1]}' is not a flag (flags are written --name=value; --help lists them)")
+        return rest
+
+    def guarded(argv):
+        try:
+            main(argv)
+        except (InputError, OSError, FloatingPointError) as error:
+            sys.exit(f"error: {error}")
+
+    logging.set_verbosity(logging.WARNING)  # not every checkpoint written
+    app.run(guarded, flags_parser=parse)
+
+
+def define_integers(name: str, help: str):
+    """Defines a flag of integers, comma-separated or repeated: --name=1,2 or --name=1 --name=2."""
+    holder = flags.DEFINE_multi_string(name, [], help + " (comma-separated or repeated)")
+    flags.register_validator(holder, lambda texts: integers(texts) is not None, "must be integers")
+    return holder
+
+
+def integers(texts: list[str]) -> list[int] | None:
+    """The value of such a flag; None where it is not integers."""
+    try:
+        return [int(text) for text in ",".join(texts).split(",") if text.strip()]
+    except ValueError:
+        return None

@@ -1,0 +1,333 @@
+"""Text -> SentencePiece tokens -> context batches -> TFRecords, and back as tf.data.
+
+B batch rows, T sequence length, V vocabulary, N tokens of a split. A split is one token stream, cut into B rows of equal
+length; window s holds positions [s T, (s + 1) T] of every row: T inputs and, shifted by one, T targets. Memory that is
+carried from window to window therefore always continues the same row.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import sentencepiece
+import tensorflow as tf
+from absl import flags
+
+import cli
+import corpora
+from cli import InputError
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+LINES_PER_BATCH = 512
+MAX_CHARS = 4096  # longer lines are cut at a space: SentencePiece's time and memory stay bounded
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text -> tokens
+
+
+def line_parts(path: Path) -> Iterator[tuple[str, bool]]:
+    """A text line by line, long lines in parts: at most `MAX_CHARS` characters, and whether the line ends with them."""
+    for line in corpora.lines(path):
+        while len(line) > MAX_CHARS:
+            end = line.rfind(" ", 1, MAX_CHARS)
+            end = MAX_CHARS if end < 0 else end
+            yield line[:end], False
+            line = line[end:]
+        yield line, True
+
+
+def train_tokenizer(text: Path, prefix: Path, vocab_size: int, lowercase: bool):
+    """Trains a unigram SentencePiece model on a text and writes `prefix`.model and `prefix`.vocab.
+
+    Pieces are numbered by falling probability, the order that the adaptive softmax builds on.
+
+    Raises:
+      InputError: `vocab_size` is more or less than the text supports.
+    """
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(part for part, _ in line_parts(text)),
+            model_prefix=str(prefix),
+            model_type="unigram",
+            vocab_size=vocab_size,
+            normalization_rule_name="nfkc_cf" if lowercase else "nfkc",
+            user_defined_symbols=["@-@"],
+            pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
+            pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
+            max_sentence_length=4 * MAX_CHARS,  # in bytes; longer ones would be left out
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        most = re.search(r"set it to a value <= (\d+)", str(error))
+        reason = f"it supports at most {most[1]} pieces" if most else str(error).splitlines()[-1]
+        raise InputError(f"--vocab_size={vocab_size} does not suit {text.name}: {reason}") from None
+
+
+def load_tokenizer(model: Path):
+    """The tensorflow-text tokenizer of a SentencePiece model file.
+
+    Raises:
+      InputError: tensorflow-text does not fit TensorFlow, or the file is no model with this project's special ids.
+    """
+    try:
+        import tensorflow_text
+    except (ImportError, tf.errors.NotFoundError) as error:  # most often an undefined symbol
+        minor = ".".join(tf.__version__.split(".")[:2])
+        raise InputError(f"tensorflow-text does not fit TensorFlow {tf.__version__}; install tensorflow-text=={minor}.* "
+                         f"({str(error).splitlines()[0]})") from None
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (RuntimeError, OSError):
+        raise InputError(f"{model} is not a SentencePiece model") from None
+    if (pieces.pad_id(), pieces.eos_id()) != (PAD, EOS):
+        raise InputError(f"{model} has pad id {pieces.pad_id()} and eos id {pieces.eos_id()}; they must be {PAD} and {EOS}")
+    return tensorflow_text.SentencepieceTokenizer(model.read_bytes())
+
+
+def write_stream(text: Path, tokenizer, add_eos: bool, stream: Path) -> np.ndarray:
+    """Tokenizes a text into one stream of int32 on disk.
+
+    Args:
+      text: a UTF-8 file.
+      tokenizer: what `load_tokenizer` gives.
+      add_eos: put [EOS] where a line ends; otherwise a line end leaves no token.
+      stream: the file to write.
+
+    Returns:
+      How often each id occurs, int64 [V].
+    """
+    def batches():
+        parts, line_ends = [], []
+        for part, line_end in line_parts(text):
+            parts.append(part)
+            line_ends.append(line_end)
+            if len(parts) == LINES_PER_BATCH:
+                yield parts, line_ends
+                parts, line_ends = [], []
+        if parts:
+            yield parts, line_ends
+
+    def tokenize(parts, line_ends):
+        tokens = tokenizer.tokenize(parts)  # [parts, (tokens)]
+        if add_eos:
+            ends = tf.RaggedTensor.from_row_lengths(tf.fill([tf.math.count_nonzero(line_ends)], EOS), tf.cast(line_ends, tf.int64))
+            tokens = tf.concat([tokens, ends], axis=1)
+        return tokens.flat_values
+
+    signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.bool))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    counts = np.zeros(int(tokenizer.vocab_size()), np.int64)
+    with open(stream, "wb") as file:
+        for tokens in dataset.as_numpy_iterator():
+            tokens.tofile(file)
+            counts += np.bincount(tokens, minlength=len(counts))
+    return counts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens -> context batches -> TFRecords
+
+
+def num_windows(num_tokens: int, batch_size: int, seq_len: int) -> int:
+    """Windows that hold every token after the first of its row as a target: ceil((row length - 1) / T)."""
+    row_length = -(-num_tokens // batch_size)
+    return -(-(row_length - 1) // seq_len)
+
+
+def windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[np.ndarray]:
+    """Context batches: the windows [B, T + 1] of a stream [N] that is cut into B rows, in order.
+
+    Rows differ by at most one token. Consecutive windows share one token, so each token after the first of its row is a
+    target once; past the end of a row stands [PAD].
+    """
+    shortest, longer = divmod(len(stream), batch_size)
+    row = np.arange(batch_size)[:, None]  # [B, 1]
+    row_start = row * shortest + np.minimum(row, longer)
+    row_end = row_start + shortest + (row < longer)
+    for s in range(num_windows(len(stream), batch_size, seq_len)):
+        position = row_start + s * seq_len + np.arange(seq_len + 1)  # [B, T + 1]
+        yield np.where(position < row_end, stream[np.minimum(position, len(stream) - 1)], PAD).astype("<i4")
+
+
+def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int, folder: Path) -> list[Path]:
+    """Writes the windows of a stream as TFRecords, one window a record; a shard holds consecutive windows."""
+    folder.mkdir()
+    steps = num_windows(len(stream), batch_size, seq_len)
+    shards = min(shards, steps)
+    window = windows(stream, batch_size, seq_len)
+    paths = [folder / f"{shard:05d}-of-{shards:05d}.tfrecord" for shard in range(shards)]
+    for path, shard_steps in zip(paths, np.array_split(range(steps), shards)):
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for _ in shard_steps:
+                writer.write(next(window).tobytes())
+    return paths
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The data folder: written as a whole, read by training
+
+
+def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: bool, add_eos: bool,
+          sp_model_prefix: str | None, batch_size: int, seq_len: int, shards: int):
+    """Makes a data folder: TFRecords per split, the tokenizer, unigram counts and metadata.json.
+
+    Everything is written beside `output_dir` and renamed at the end, so that folder holds old data or new, never a mixture.
+
+    Raises:
+      InputError: a text is empty, not UTF-8 or too short, or the vocabulary does not suit it.
+    """
+    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "metadata.json").exists():
+        raise InputError(f"{output_dir} holds something else than data made here: choose another --output_dir")
+    words = {split: _count_words(path) for split, path in corpus.paths.items()}
+    with _workspace(output_dir) as workspace:
+        folder = workspace / "new"
+        folder.mkdir()
+        if sp_model_prefix:
+            for suffix in (".model", ".vocab"):
+                shutil.copy(sp_model_prefix + suffix, folder / f"tokenizer{suffix}")
+        else:
+            train_tokenizer(corpus.paths["train"], folder / "tokenizer", vocab_size, lowercase)
+        tokenizer = load_tokenizer(folder / "tokenizer.model")
+        splits = {}
+        for split, text in corpus.paths.items():
+            stream_path = workspace / f"{split}.int32"
+            counts = write_stream(text, tokenizer, add_eos, stream_path)
+            needed = batch_size * (seq_len + 1)
+            if counts.sum() < needed:
+                raise InputError(f"{text} is too short: {counts.sum()} tokens, and one window of --batch_size={batch_size} rows "
+                                 f"of --seq_len={seq_len} needs {needed}")
+            if split == "train":
+                np.savetxt(folder / "unigram_counts.txt", counts, fmt="%d")
+            stream = np.memmap(stream_path, np.int32, mode="r")
+            records = write_records(stream, batch_size, seq_len, shards, folder / split)
+            splits[split] = {
+                "text": text.name, "text_sha256": _sha256(text), "bytes": text.stat().st_size, "words": words[split],
+                "tokens": len(stream), "targets": len(stream) - batch_size, "steps": num_windows(len(stream), batch_size, seq_len),
+            }
+            print(f"{split}: {words[split]:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
+        metadata = {
+            "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "vocab_size": len(counts),
+            "lowercase": lowercase, "add_eos": add_eos, "splits": splits,
+            "sha256": {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+            "versions": versions(),
+        }
+        (folder / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        if output_dir.exists():
+            output_dir.rename(workspace / "old")
+        folder.rename(output_dir)
+
+
+@contextlib.contextmanager
+def _workspace(output_dir: Path) -> Iterator[Path]:
+    """An empty folder beside `output_dir`, removed afterwards; what a killed run left there is removed first."""
+    workspace = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(workspace, ignore_errors=True)
+    workspace.mkdir(parents=True)
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace)
+
+
+def read_metadata(data_dir: Path) -> dict:
+    """The metadata of a data folder, every file of which is held against its hash.
+
+    Raises:
+      InputError: there is no data, or a file is missing or changed; it is named.
+    """
+    try:
+        metadata = json.loads((data_dir / "metadata.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"no data in {data_dir}: run ./make_data.sh first") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{data_dir / 'metadata.json'} is damaged ({error}): run ./make_data.sh again") from None
+    for name, sha256 in metadata["sha256"].items():
+        if not (data_dir / name).exists() or _sha256(data_dir / name) != sha256:
+            raise InputError(f"{data_dir / name} is missing or damaged: run ./make_data.sh again")
+    return metadata
+
+
+def load_windows(data_dir: Path, split: str, metadata: dict) -> tf.data.Dataset:
+    """The windows of a split in order, int32 [B, T + 1]."""
+    shape = [metadata["batch_size"], metadata["seq_len"] + 1]
+    files = sorted(str(data_dir / name) for name in metadata["sha256"] if name.startswith(f"{split}/"))
+    return tf.data.TFRecordDataset(files).map(lambda record: tf.reshape(tf.io.decode_raw(record, tf.int32), shape))
+
+
+def versions() -> dict:
+    """The versions of Python and of the packages that results depend on."""
+    packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _count_words(text: Path) -> int:
+    words = sum(len(line.split()) for line in corpora.lines(text))
+    if not words:
+        raise InputError(f"{text} is empty")
+    return words
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def define_flags():
+    flags.DEFINE_enum("corpus", "auto", ["auto", "wikitext-2", "pydocs"],
+                      "auto is wikitext-2, or pydocs (documentation found on this machine) where that cannot be downloaded")
+    flags.DEFINE_string("input_text", None, "your own text: one UTF-8 file, split contiguously")
+    flags.DEFINE_string("input_dir", None, "your own text: a folder with train, valid and test as .txt or wiki.*.tokens")
+    flags.DEFINE_float("valid_fraction", 0.05, "share of --input_text for validation", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("test_fraction", 0.05, "share of --input_text for test", lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer("vocab_size", 12_000, "SentencePiece pieces", lower_bound=1)
+    flags.DEFINE_boolean("lowercase", True, "fold case (nfkc_cf); otherwise nfkc")
+    flags.DEFINE_boolean("add_eos", False, "a token [EOS] at every line end")
+    flags.DEFINE_string("sp_model_prefix", None, "use the tokenizer PREFIX.model, PREFIX.vocab instead of training one")
+    flags.DEFINE_integer("batch_size", 32, "rows of a window", lower_bound=1)
+    flags.DEFINE_integer("seq_len", 32, "tokens of a row of a window", lower_bound=1)
+    flags.DEFINE_integer("shards", 1, "TFRecord files per split", lower_bound=1)
+    flags.DEFINE_string("output_dir", "data/tfrecords", "where the data go; data made earlier are replaced")
+    flags.register_multi_flags_validator(["input_text", "input_dir"], lambda given: not all(given.values()),
+                                         "--input_text and --input_dir exclude each other")
+    flags.register_multi_flags_validator(["valid_fraction", "test_fraction"], lambda given: sum(given.values()) < 1,
+                                         "--valid_fraction and --test_fraction must leave something to train on")
+
+
+def main(_):
+    FLAGS = flags.FLAGS
+    output_dir = Path(FLAGS.output_dir)
+    if FLAGS.sp_model_prefix and FLAGS["vocab_size"].present:
+        raise InputError("--sp_model_prefix brings its own vocabulary: leave --vocab_size out")
+    with tempfile.TemporaryDirectory() as temporary:
+        if FLAGS.input_text:
+            corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction, Path(temporary))
+        elif FLAGS.input_dir:
+            corpus = corpora.from_folder(Path(FLAGS.input_dir))
+        else:
+            corpus = corpora.choose(FLAGS.corpus, Path("data"))
+        print(f"corpus {corpus.name}")
+        build(corpus, output_dir, FLAGS.vocab_size, FLAGS.lowercase, FLAGS.add_eos, FLAGS.sp_model_prefix, FLAGS.batch_size,
+              FLAGS.seq_len, FLAGS.shards)
+    print(f"wrote {output_dir}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,318 @@
+"""PAR Transformer-XL: a sequence of stochastic blocks that learns its weights and its architecture at once.
+
+Mandava et al. 2020, "Pay Attention when Required" (arXiv 2009.04534), on Transformer-XL, Dai et al. 2019 (arXiv 1901.02860).
+
+B batch, T sequence length, M memory length, C = M + T context, D model width, H heads, F width of the dense layer,
+L blocks, S of them with a search, A of them with attention, K = 3 kinds of layer, N branches of a block, V vocabulary.
+"""
+
+from typing import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from adaptive_softmax import AdaptiveSoftmax
+
+KINDS = ("attention", "dense", "identity")
+SEARCH = "search"
+MASKED = -1e9  # added to a score that must not count
+
+
+class Draws:
+    """Random numbers keyed by (seed, step, place): the same key always gives the same numbers, compiled or not.
+
+    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as key; step, replica and place
+    are the upper half of its counter, and the numbers of one draw run through the lower half.
+
+    Args:
+      seed: of the run, below 2^31.
+      step: of training, an integer tensor below 2^31.
+      replica: which of several synchronous replicas draws; only what must differ between them takes it.
+    """
+
+    def __init__(self, seed: int, step, replica=0):
+        self._seed, self._step, self._replica = seed, tf.cast(step, tf.int64), tf.cast(replica, tf.int64)
+
+    def gumbel(self, shape):
+        """Gumbel(0, 1) noise, float32; the same on all replicas, which must agree on the architecture."""
+        uniform = (tf.cast(self._bits(shape, place=0, replica=0), tf.float64) + 0.5) / 2**32
+        return tf.cast(-tf.math.log(-tf.math.log(uniform)), tf.float32)
+
+    def keep(self, place: int, shape, rate: float):
+        """A dropout mask: boolean, true with probability 1 - `rate`. Every `place` of the network has its own number."""
+        return self._bits(shape, place + 1, self._replica) >= tf.constant(round(rate * 2**32), tf.uint32)
+
+    def _bits(self, shape, place, replica):
+        counter = tf.stack([tf.zeros([], tf.int64), self._step * 2**32 + replica * 2**16 + place])
+        return tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=shape, key=tf.constant([self._seed], tf.uint64), counter=tf.cast(counter, tf.uint64), alg=1, dtype=tf.uint32)  # 1: Philox
+
+
+def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):
+    """A relaxed sample of a category (Jang et al. 2016, equation 2; Maddison et al. 2016).
+
+    Args:
+      theta: [..., K], logits of pi = softmax(theta).
+      tau: temperature; towards 0 the sample becomes one-hot.
+      noise: [..., K], draws from Gumbel(0, 1); 0 gives the softmax of log(pi) / tau.
+      straight_through: give the one-hot of the largest weight, with the gradient of the relaxed sample.
+
+    Returns:
+      Weights, [..., K]; they sum to 1.
+    """
+    soft = tf.nn.softmax((tf.nn.log_softmax(theta) + noise) / tau)
+    if not straight_through:
+        return soft
+    hard = tf.one_hot(tf.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
+    return hard + (soft - tf.stop_gradient(soft))
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Encodings of the distances length - 1 ... 0, float32 [length, width] (Dai et al. 2019, section 3.3)."""
+    distance = np.arange(length - 1, -1, -1.0)[:, None]
+    frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
+    angle = distance * frequency  # [length, width / 2]
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)[:, :width].astype(np.float32)
+
+
+def score_bias(seq_len: int, mem_len: int, filled):
+    """What is added to the scores: 0 where query i may see key j <= M + i, if a token has filled it; float32 [T, C].
+
+    Args:
+      filled: how many of the M memory positions, the last ones, hold tokens.
+    """
+    key = np.arange(mem_len + seq_len)  # [C]
+    causal = key <= mem_len + np.arange(seq_len)[:, None]  # [T, C]
+    return tf.where(causal & (key >= mem_len - filled), 0.0, MASKED)
+
+
+def relative_shift(x):
+    """Turns scores by distance into scores by key, [B, H, T, C]: out[..., i, j] = x[..., i, j + T - 1 - i].
+
+    Column c of `x` belongs to distance C - 1 - c. Where the right side lies beyond the last column, j > M + i, the result is
+    a neighbour's value, for the causal mask to remove (Dai et al. 2019, appendix B).
+    """
+    B, H, T, C = x.shape
+    x = tf.pad(x, [[0, 0], [0, 0], [0, 0], [1, 0]])  # [B, H, T, C + 1]
+    x = tf.reshape(x, [B, H, T * (C + 1)])[:, :, T:]  # [B, H, T C]: row i now begins T - 1 - i columns later
+    return tf.reshape(x, [B, H, T, C])
+
+
+def linear(x, kernel):
+    """x [..., I] times kernel [I, O], as one matrix product in the precision of x: [..., O]."""
+    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(kernel, x.dtype))
+    return tf.reshape(flat, [*x.shape[:-1], kernel.shape[-1]])
+
+
+class RelativeAttention(keras.layers.Layer):
+    """Multi-head attention with relative positions over memory and sequence (Dai et al. 2019, section 3.3)."""
+
+    def __init__(self, d_model: int, num_heads: int, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.num_heads = num_heads
+        self.query_key_value = self.add_weight(shape=[d_model, 3 * d_model], initializer="glorot_uniform", name="query_key_value")
+        self.position = self.add_weight(shape=[d_model, d_model], initializer="glorot_uniform", name="position")
+        self.output_kernel = self.add_weight(shape=[d_model, d_model], initializer="glorot_uniform", name="output")
+        self.content_bias = self.add_weight(shape=[d_model], initializer="zeros", name="content_bias")  # u
+        self.position_bias = self.add_weight(shape=[d_model], initializer="zeros", name="position_bias")  # v
+        self.built = True
+
+    def call(self, x, memory, bias):
+        """Attends from each position of x to memory and to the positions of x up to itself.
+
+        Args:
+          x: [B, T, D].
+          memory: [B, M, D], what came before x.
+          bias: [T, C], added to the scores: `score_bias`.
+
+        Returns:
+          [B, T, D].
+        """
+        D = x.shape[-1]
+        q, k, v = tf.split(linear(x, self.query_key_value), 3, axis=-1)  # [B, T, D] each
+        memory_k, memory_v = tf.split(linear(memory, self.query_key_value[:, D:]), 2, axis=-1)  # [B, M, D] each
+        k = self._heads(tf.concat([memory_k, k], axis=1))  # [B, H, C, D/H]
+        v = self._heads(tf.concat([memory_v, v], axis=1))  # [B, H, C, D/H]
+        r = linear(tf.cast(sinusoids(bias.shape[-1], D), x.dtype), self.position)  # [C, D]
+        r = self._heads(r[None])  # [1, H, C, D/H]
+        content = tf.matmul(self._heads(q + tf.cast(self.content_bias, x.dtype)), k, transpose_b=True)  # [B, H, T, C]
+        position = tf.matmul(self._heads(q + tf.cast(self.position_bias, x.dtype)), r, transpose_b=True)  # [B, H, T, C]
+        scores = (content + relative_shift(position)) * (D // self.num_heads) ** -0.5
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)  # [B, H, T, C]
+        values = tf.matmul(tf.cast(weights, x.dtype), v)  # [B, H, T, D/H]
+        return linear(tf.reshape(tf.transpose(values, [0, 2, 1, 3]), x.shape), self.output_kernel)
+
+    def _heads(self, x):
+        B, length, D = x.shape
+        return tf.transpose(tf.reshape(x, [B, length, self.num_heads, D // self.num_heads]), [0, 2, 1, 3])
+
+
+class FeedForward(keras.layers.Layer):
+    """The dense layer, D -> F -> D with ReLU, at each position by itself."""
+
+    def __init__(self, d_model: int, d_ffn: int, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.inner_kernel = self.add_weight(shape=[d_model, d_ffn], initializer="glorot_uniform", name="inner_kernel")
+        self.inner_bias = self.add_weight(shape=[d_ffn], initializer="zeros", name="inner_bias")
+        self.outer_kernel = self.add_weight(shape=[d_ffn, d_model], initializer="glorot_uniform", name="outer_kernel")
+        self.outer_bias = self.add_weight(shape=[d_model], initializer="zeros", name="outer_bias")
+        self.built = True
+
+    def call(self, x):
+        """x [B, T, D] -> [B, T, D]."""
+        inner = tf.nn.relu(linear(x, self.inner_kernel) + tf.cast(self.inner_bias, x.dtype))  # [B, T, F]
+        return linear(inner, self.outer_kernel) + tf.cast(self.outer_bias, x.dtype)
+
+
+class StackedNorm(keras.layers.Layer):
+    """Layer normalisation (Ba et al. 2016) of N branches at once, each with its own scale and offset, in float32."""
+
+    def __init__(self, branches: int, d_model: int, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.scale = self.add_weight(shape=[branches, 1, 1, d_model], initializer="ones", autocast=False, name="scale")
+        self.offset = self.add_weight(shape=[branches, 1, 1, d_model], initializer="zeros", autocast=False, name="offset")
+        self.built = True
+
+    def call(self, x):
+        """x [N, B, T, D] -> float32 [N, B, T, D]."""
+        mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[-1], keepdims=True)
+        return tf.nn.batch_normalization(tf.cast(x, tf.float32), mean, variance, self.offset, self.scale, 1e-5)
+
+
+class Block(keras.layers.Layer):
+    """One block: a single kind of layer, or with `search` the mixture of all of them (Mandava et al. 2020, section 3)."""
+
+    def __init__(self, kind: str, place: int, d_model: int, num_heads: int, d_ffn: int, dropout_rate: float, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.kind, self.place, self.dropout_rate = kind, place, dropout_rate
+        self.attention = RelativeAttention(d_model, num_heads, name="attention") if kind in ("attention", SEARCH) else None
+        self.dense = FeedForward(d_model, d_ffn, name="dense") if kind in ("dense", SEARCH) else None
+        branches = (self.attention is not None) + (self.dense is not None)
+        self.norm = StackedNorm(branches, d_model, name="norm") if branches else None
+        self.built = True
+
+    def call(self, x, memory=None, bias=None, weights=None, draws=None):
+        """Applies the block.
+
+        Args:
+          x: [B, T, D].
+          memory, bias: [B, M, D] and [T, C], for the attention.
+          weights: [K], of the mixture.
+          draws: the noise of dropout; None for none.
+
+        Returns:
+          [B, T, D].
+        """
+        branches = []
+        if self.attention:
+            branches.append(self.attention(x, memory, bias))
+        if self.dense:
+            branches.append(self.dense(x))
+        if not branches:
+            return x
+        y = tf.stack(branches)  # [N, B, T, D]
+        if draws and self.dropout_rate:
+            y = tf.where(draws.keep(self.place, y.shape, self.dropout_rate), y / (1 - self.dropout_rate), 0)
+        y = tf.cast(self.norm(x + y), x.dtype)  # [N, B, T, D]
+        if self.kind != SEARCH:
+            return tf.squeeze(y, 0)
+        weights = tf.cast(weights, x.dtype)
+        return tf.tensordot(weights[:2], y, 1) + weights[2] * x
+
+
+class PARTransformerXL(keras.Model):
+    """The network: embedding, blocks, adaptive softmax. It is pure: memory goes in and comes out, noise comes from its key.
+
+    Args:
+      vocab_size: V.
+      architecture: `search` or one of `KINDS` for each block; all `search` is the SuperNet.
+      d_model, num_heads, d_ffn: D, H, F.
+      mem_len: M.
+      dropout_rate: of each branch, before its residual.
+      cutoffs, proj_factor, proj_dims, static_shapes: of the `AdaptiveSoftmax`.
+      straight_through: sample one-hot, with the gradient of the relaxed sample.
+      trainable_tau: where a trainable temperature starts; None takes the temperature of each call.
+
+    Raises:
+      ValueError: an unknown kind, or D that H does not divide, or what `AdaptiveSoftmax` raises.
+    """
+
+    def __init__(self, vocab_size: int, architecture: Sequence[str], d_model: int = 128, num_heads: int = 4, d_ffn: int = 1024,
+                 mem_len: int = 16, dropout_rate: float = 0.1, cutoffs: Sequence[int] = (), proj_factor: int = 4,
+                 proj_dims: Sequence[int] | None = None, straight_through: bool = False, trainable_tau: float | None = None,
+                 static_shapes: bool = False, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        for kind in architecture:
+            if kind not in (*KINDS, SEARCH):
+                raise ValueError(f"unknown layer type '{kind}': choose from {', '.join((*KINDS, SEARCH))}")
+        if d_model % num_heads:
+            raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
+        self.architecture, self.d_model, self.mem_len = list(architecture), d_model, mem_len
+        self.straight_through = straight_through
+        self.embedding = keras.layers.Embedding(vocab_size, d_model, keras.initializers.RandomNormal(stddev=0.02), name="embedding")
+        self.embedding.build()
+        self.blocks = [Block(kind, place, d_model, num_heads, d_ffn, dropout_rate, name=f"block_{place}")
+                       for place, kind in enumerate(architecture)]
+        searched = self.architecture.count(SEARCH)
+        self.theta = self.add_weight(shape=[searched, len(KINDS)], initializer="zeros", autocast=False, name="theta") if searched else None
+        self.log_tau = None
+        if searched and trainable_tau:
+            self.log_tau = self.add_weight(shape=[], initializer=keras.initializers.Constant(np.log(trainable_tau)), autocast=False, name="log_tau")
+        self.softmax = AdaptiveSoftmax(d_model, vocab_size, cutoffs, proj_factor, proj_dims, static_shapes, name="softmax")
+        self.built = True
+
+    @property
+    def num_memories(self) -> int:
+        """A, the blocks that have attention and therefore memory."""
+        return sum(block.attention is not None for block in self.blocks)
+
+    def empty_memory(self, batch_size: int):
+        """The memory before the first window, [A, B, M, D]."""
+        return tf.zeros([self.num_memories, batch_size, self.mem_len, self.d_model], self.compute_dtype)
+
+    def pi(self) -> np.ndarray:
+        """The probability of each kind in each block, [L, K]; a fixed block has its kind with probability 1."""
+        searched = iter(tf.nn.softmax(self.theta).numpy()) if self.theta is not None else None
+        return np.stack([next(searched) if kind == SEARCH else np.eye(len(KINDS))[KINDS.index(kind)] for kind in self.architecture])
+
+    def temperature(self, tau):
+        """The temperature in force: the trainable one, or `tau`."""
+        return tau if self.log_tau is None else tf.exp(self.log_tau)
+
+    def call(self, tokens, memory, filled, tau=1.0, draws=None):
+        """The hidden vectors from which each next token is predicted.
+
+        Args:
+          tokens: int32 [B, T].
+          memory: [A, B, M, D].
+          filled: how many of the M memory positions, the last ones, hold tokens; the rest is masked.
+          tau: temperature of the mixtures.
+          draws: the noise of training, or None: no dropout and no Gumbel noise.
+
+        Returns:
+          Hidden vectors [B, T, D], and the memory for the next window, [A, B, M, D].
+        """
+        T = tokens.shape[1]
+        bias = score_bias(T, self.mem_len, filled)  # [T, C]
+        weights = iter(tf.unstack(self._sample(tau, draws)))  # S times [K]
+        memories = iter(tf.unstack(memory))  # A times [B, M, D]
+        new_memories = []
+        x = self.embedding(tokens) * self.d_model**0.5  # [B, T, D]
+        for block in self.blocks:
+            given = {"draws": draws}
+            if block.attention:
+                given |= {"memory": next(memories), "bias": bias}
+                new_memories.append(tf.concat([given["memory"], x], axis=1)[:, T:])  # [B, M, D]
+            if block.kind == SEARCH:
+                given["weights"] = next(weights)
+            x = block(x, **given)  # [B, T, D]
+        new_memory = tf.stop_gradient(tf.stack(new_memories)) if new_memories else memory
+        return x, new_memory
+
+    def _sample(self, tau, draws):
+        """The mixture weights of the S searched blocks, [S, K]."""
+        if self.theta is None:
+            return tf.zeros([0, len(KINDS)])
+        noise = draws.gumbel(self.theta.shape) if draws else 0.0
+        return gumbel_softmax(self.theta, self.temperature(tau), noise, self.straight_through)

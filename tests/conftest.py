@@ -1,0 +1,46 @@
+"""What the tests share: a tiny corpus and the data made of it."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import corpora  # noqa: E402
+import data_utils  # noqa: E402
+
+BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 4, 8, 120
+
+
+def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
+    """A folder with train.txt, valid.txt and test.txt: a first-order Markov chain over 300 made-up words."""
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 7))) for _ in range(300)]
+    following = {word: rng.choices(words, k=4) for word in words}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in zip(corpora.SPLITS, lines):
+        text = []
+        for _ in range(count):
+            line = [rng.choice(words)]
+            for _ in range(rng.randint(3, 15)):
+                line.append(rng.choice(following[line[-1]]))
+            text.append(" ".join(line).capitalize() + " .\n")
+        (folder / f"{split}.txt").write_text("".join(text))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "markov")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory, corpus_dir):
+    """Data made of the corpus; not to be changed by a test."""
+    output_dir = tmp_path_factory.mktemp("data") / "tfrecords"
+    data_utils.build(corpora.from_folder(corpus_dir), output_dir, VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None,
+                     batch_size=BATCH_SIZE, seq_len=SEQ_LEN, shards=2)
+    return output_dir

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from adaptive_softmax import AdaptiveSoftmax
+
+D, V = 16, 50
+
+
+def plain_log_prob(layer, hidden):
+    """The factorisation in float64 numpy, id by id: log-probabilities [N, V]."""
+    weights = {variable.name: variable.numpy().astype(np.float64) for variable in layer.weights}
+
+    def log_softmax(logits):
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    head = log_softmax(hidden @ weights["head_kernel"] + weights["head_bias"])
+    result = np.zeros([len(hidden), V])
+    result[:, :layer.head_size] = head[:, :layer.head_size]
+    for i, (first, end) in enumerate(layer.tails):
+        tail = log_softmax(hidden @ weights[f"projection_{i + 1}"] @ weights[f"tail_{i + 1}_kernel"] + weights[f"tail_{i + 1}_bias"])
+        for y in range(first, end):
+            result[:, y] = head[:, layer.head_size + i] + tail[:, y - first]
+    return result
+
+
+def build(cutoffs, **settings):
+    layer = AdaptiveSoftmax(D, V, cutoffs, **settings)
+    rng = np.random.default_rng(0)
+    for variable in layer.weights:
+        variable.assign(rng.normal(size=variable.shape) * 0.5)
+    return layer
+
+
+CASES = [dict(cutoffs=[]), dict(cutoffs=[5]), dict(cutoffs=[10, 25]), dict(cutoffs=[1, 2, 49], proj_factor=2), dict(cutoffs=[10, 25], proj_dims=[3, 7])]
+
+
+@pytest.mark.parametrize("static_shapes", [False, True])
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_value_and_gradient_equal_the_plain_softmax_that_it_factorises(settings, static_shapes):
+    layer = build(**settings, static_shapes=static_shapes)
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=[60, D])
+    targets = np.concatenate([rng.integers(0, V, 30), rng.integers(0, 4, 30)])
+    log_prob = plain_log_prob(layer, hidden)
+    assert np.allclose(np.exp(log_prob).sum(axis=1), 1)
+    assert np.allclose(layer.log_prob(tf.constant(hidden, tf.float32)), log_prob, atol=1e-5)
+
+    # The plain softmax over V whose logits are these log-probabilities: its gradient by central differences.
+    x = tf.constant(hidden, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        nll = layer(x, tf.constant(targets, tf.int32))
+        loss = tf.reduce_mean(nll)
+    assert nll.dtype == tf.float32 and np.allclose(nll, -log_prob[range(60), targets], atol=1e-5)
+    gradients = tape.gradient(loss, [x, *layer.trainable_variables])
+
+    def plain_loss(hidden):
+        return -plain_log_prob(layer, hidden)[range(60), targets].mean()
+
+    eps = 1e-6
+    for n, d in [(0, 0), (7, 3), (29, 15), (40, 8)]:
+        step = np.zeros_like(hidden)
+        step[n, d] = eps
+        assert float(gradients[0][n, d]) == pytest.approx((plain_loss(hidden + step) - plain_loss(hidden - step)) / (2 * eps), abs=1e-5)
+    log_prob_gradients = _gradients_through_log_prob(layer, x, targets)
+    for variable, gradient, expected in zip([x, *layer.trainable_variables], gradients, log_prob_gradients):
+        assert np.allclose(tf.convert_to_tensor(gradient), expected, atol=1e-5), getattr(variable, "name", "hidden")
+
+
+def _gradients_through_log_prob(layer, hidden, targets):
+    with tf.GradientTape() as tape:
+        tape.watch(hidden)
+        loss = -tf.reduce_mean(tf.gather(layer.log_prob(hidden), targets, axis=1, batch_dims=1))
+    return [tf.convert_to_tensor(g) for g in tape.gradient(loss, [hidden, *layer.trainable_variables])]
+
+
+def test_weight_gradients_equal_central_differences():
+    layer = build([10, 25])
+    rng = np.random.default_rng(2)
+    hidden, targets = rng.normal(size=[20, D]), rng.integers(0, V, 20)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(layer(tf.constant(hidden, tf.float32), tf.constant(targets, tf.int32)))
+    for variable, gradient in zip(layer.trainable_variables, tape.gradient(loss, layer.trainable_variables)):
+        before, direction = variable.numpy(), rng.normal(size=variable.shape)
+        sides = []
+        for sign in (1, -1):
+            variable.assign(before + sign * 1e-3 * direction)
+            sides.append(-plain_log_prob(layer, hidden)[range(20), targets].mean())
+        variable.assign(before)
+        assert (gradient.numpy() * direction).sum() == pytest.approx((sides[0] - sides[1]) / 2e-3, rel=1e-3, abs=1e-4)
+
+
+def test_without_cutoffs_it_is_a_softmax():
+    layer = build([])
+    hidden, targets = tf.random.stateless_normal([9, D], [1, 2]), tf.constant(range(9))
+    logits = hidden @ layer.head[0].value + layer.head[1].value
+    assert np.allclose(layer(hidden, targets), tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits), atol=1e-6)
+    assert len(layer.weights) == 2
+
+
+@pytest.mark.parametrize("targets", [[0, 1, 2], [11, 12, 24], [25, 49, 30]], ids=["no tail", "only the first", "only the second"])
+def test_a_tail_without_tokens(targets):
+    layer = build([10, 25])
+    hidden = tf.random.stateless_normal([3, D], [1, 2])
+    with tf.GradientTape() as tape:
+        nll = layer(hidden, tf.constant(targets))
+    assert np.allclose(nll, -plain_log_prob(layer, hidden.numpy())[range(3), targets], atol=1e-5)
+    assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in tape.gradient(nll, layer.trainable_variables))
+
+
+def test_tails_have_the_projected_widths():
+    assert [variable.shape[1] for variable in build([10, 25]).projections] == [4, 1]
+    assert [variable.shape[1] for variable in build([10, 25], proj_dims=[5, 6]).projections] == [5, 6]
+
+
+@pytest.mark.parametrize("settings", [
+    dict(cutoffs=[0]), dict(cutoffs=[V]), dict(cutoffs=[10, 10]), dict(cutoffs=[20, 10]), dict(cutoffs=[-1, 10]),
+    dict(cutoffs=[10, 20], proj_dims=[4]), dict(cutoffs=[10], proj_dims=[0])], ids=str)
+def test_bad_cutoffs_and_widths_are_refused(settings):
+    with pytest.raises(ValueError, match="cutoffs|proj_dims"):
+        AdaptiveSoftmax(D, V, **settings)

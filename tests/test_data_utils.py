@@ -1,0 +1,215 @@
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tensorflow as tf
+
+import corpora
+import data_utils
+from cli import InputError
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, write_corpus
+
+WIKITEXT2 = PROJECT.parent / "shared" / "wikitext-2"
+
+
+def plain_rows(stream, batch_size):
+    """The B rows of a stream: as equal as can be, longer ones first."""
+    rows, start = [], 0
+    for b in range(batch_size):
+        length = len(stream) // batch_size + (1 if b < len(stream) % batch_size else 0)
+        rows.append(stream[start:start + length])
+        start += length
+    return rows
+
+
+def plain_windows(stream, batch_size, seq_len):
+    """Context batching as a plain loop."""
+    rows, windows, s = plain_rows(stream, batch_size), [], 0
+    while any(s * seq_len + 1 < len(row) for row in rows):
+        windows.append([[row[p] if p < len(row) else 0 for p in range(s * seq_len, (s + 1) * seq_len + 1)] for row in rows])
+        s += 1
+    return windows
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("seq_len", [1, 2, 3, 7])
+def test_windows_equal_a_plain_loop_for_every_remainder(batch_size, seq_len):
+    for num_tokens in range(batch_size * 2, batch_size * (3 * seq_len + 2)):
+        stream = np.arange(1, num_tokens + 1, dtype=np.int32)
+        windows = list(data_utils.windows(stream, batch_size, seq_len))
+        assert np.array_equal(windows, plain_windows(stream.tolist(), batch_size, seq_len))
+        assert len(windows) == data_utils.num_windows(num_tokens, batch_size, seq_len)
+        targets = np.concatenate(windows, axis=1).reshape(batch_size, -1, seq_len + 1)[:, :, 1:].ravel()
+        expected = [token for row in plain_rows(stream.tolist(), batch_size) for token in row[1:]]
+        assert sorted(targets[targets != 0]) == expected  # each token after the first of its row, once
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 5, 50])
+def test_shards_lose_nothing_and_keep_order(shards, tmp_path):
+    for num_tokens in range(60, 75):
+        stream = np.arange(1, num_tokens + 1, dtype=np.int32)
+        folder = tmp_path / str(num_tokens) / "train"
+        folder.parent.mkdir()
+        paths = data_utils.write_records(stream, 3, 4, shards, folder)
+        windows = plain_windows(stream.tolist(), 3, 4)
+        assert len(paths) == min(shards, len(windows))
+        metadata = {"batch_size": 3, "seq_len": 4, "sha256": {f"train/{path.name}": "" for path in paths}}
+        loaded = list(data_utils.load_windows(folder.parent, "train", metadata).as_numpy_iterator())
+        assert np.array_equal(loaded, windows) and loaded[0].dtype == np.int32
+
+
+@pytest.mark.parametrize("add_eos", [False, True])
+def test_stream_equals_the_sentencepiece_package(add_eos, data_dir, tmp_path):
+    text = tmp_path / "text.txt"
+    long_line = "word " * 3000
+    text.write_text(f"The first line @-@ here\n\n  {long_line}\nlast, without an end; unknown: ☃")
+    counts = data_utils.write_stream(text, data_utils.load_tokenizer(data_dir / "tokenizer.model"), add_eos, tmp_path / "stream")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
+    expected = [token for line in text.read_text().split("\n") for token in pieces.encode(line) + [data_utils.EOS] * add_eos]
+    stream = np.fromfile(tmp_path / "stream", np.int32)
+    assert stream.tolist() == expected and data_utils.UNK in stream
+    assert counts.tolist() == np.bincount(expected, minlength=VOCAB_SIZE).tolist()
+
+
+def test_long_lines_are_cut_at_spaces_and_nowhere_else(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("short\n" + "word " * 3000 + "\n" + "x" * 10_000)
+    parts = list(data_utils.line_parts(text))
+    lines, line = [], ""
+    for part, line_end in parts:
+        assert len(part) <= data_utils.MAX_CHARS
+        line += part
+        if line_end:
+            lines.append(line)
+            line = ""
+    assert "\n".join(lines) == text.read_text()
+    assert all(part.strip().startswith("word") and part.strip().endswith("word") for part, _ in parts[1:5])
+
+
+def test_metadata_tells_what_the_files_hold(data_dir, corpus_dir):
+    metadata = data_utils.read_metadata(data_dir)
+    assert (metadata["corpus"], metadata["batch_size"], metadata["seq_len"], metadata["vocab_size"]) == ("markov", BATCH_SIZE, SEQ_LEN, VOCAB_SIZE)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
+    for split in corpora.SPLITS:
+        text = (corpus_dir / f"{split}.txt").read_text()
+        tokens = [token for line in text.splitlines() for token in pieces.encode(line)]
+        entry = metadata["splits"][split]
+        assert (entry["words"], entry["bytes"], entry["tokens"]) == (len(text.split()), len(text.encode()), len(tokens))
+        windows = list(data_utils.load_windows(data_dir, split, metadata).as_numpy_iterator())
+        assert entry["steps"] == len(windows)
+        assert entry["targets"] == sum((window[:, 1:] != data_utils.PAD).sum() for window in windows) == len(tokens) - BATCH_SIZE
+        if split == "train":
+            counts = [int(line) for line in (data_dir / "unigram_counts.txt").read_text().splitlines()]
+            assert counts == np.bincount(tokens, minlength=VOCAB_SIZE).tolist()
+
+
+def test_the_tokenizer_folds_case_and_knows_its_special_ids(data_dir):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
+    assert (pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id()) == (0, 1, 2, 3)
+    assert pieces.encode("ABC") == pieces.encode("abc")
+    assert "@-@" in pieces.encode("a @-@ b", out_type=str)
+
+
+def build(corpus_dir, output_dir, **changes):
+    settings = dict(vocab_size=VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, shards=1)
+    data_utils.build(corpora.from_folder(corpus_dir), output_dir, **settings | changes)
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_text_gives_the_same_bytes_and_replaces_old_data(corpus_dir, tmp_path):
+    build(corpus_dir, tmp_path / "data")
+    first = files_of(tmp_path / "data")
+    build(corpus_dir, tmp_path / "data", batch_size=2)
+    assert json.loads((tmp_path / "data" / "metadata.json").read_text())["batch_size"] == 2
+    build(corpus_dir, tmp_path / "data")
+    assert files_of(tmp_path / "data") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_trained_tokenizer_is_used_again(corpus_dir, data_dir, tmp_path):
+    build(corpus_dir, tmp_path / "data", sp_model_prefix=str(data_dir / "tokenizer"), vocab_size=None, shards=2)
+    assert (tmp_path / "data" / "tokenizer.model").read_bytes() == (data_dir / "tokenizer.model").read_bytes()
+    assert files_of(tmp_path / "data")["train/00000-of-00002.tfrecord"] == (data_dir / "train" / "00000-of-00002.tfrecord").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["train_tokenizer", "write_stream", "write_records"])
+def test_a_build_that_fails_leaves_the_old_data(stage, corpus_dir, tmp_path, monkeypatch):
+    build(corpus_dir, tmp_path / "data")
+    before = files_of(tmp_path)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(data_utils, stage, fail)
+    with pytest.raises(OSError):
+        build(corpus_dir, tmp_path / "data")
+    assert files_of(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_not_replaced(corpus_dir, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else"):
+        build(corpus_dir, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_bad_text_is_refused_in_one_line(corpus_dir, tmp_path):
+    cases = [
+        ({"train": b""}, {}, "train.txt is empty"),
+        ({"train": b" \n\n"}, {}, "train.txt is empty"),
+        ({"test": b"caf\xe9\n"}, {}, "test.txt is not UTF-8: line 1"),
+        ({"valid": b"few words\n"}, {}, "valid.txt is too short: .* needs 36"),
+        ({}, {"vocab_size": 100_000}, "it supports at most [0-9]+ pieces"),
+        ({}, {"vocab_size": 5}, "--vocab_size=5 does not suit"),
+        ({}, {"sp_model_prefix": str(corpus_dir / "missing")}, "missing.model"),
+    ]
+    for number, (texts, changes, message) in enumerate(cases):
+        folder = write_corpus(tmp_path / f"corpus_{number}")
+        for split, text in texts.items():
+            (folder / f"{split}.txt").write_bytes(text)
+        with pytest.raises((InputError, OSError), match=message) as error:
+            build(folder, tmp_path / "data", **changes)
+        assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
+
+
+def test_a_foreign_tokenizer_is_refused(corpus_dir, tmp_path):
+    sentencepiece.SentencePieceTrainer.train(input=str(corpus_dir / "train.txt"), model_prefix=str(tmp_path / "other"), vocab_size=100, minloglevel=2)
+    with pytest.raises(InputError, match="pad id -1"):
+        data_utils.load_tokenizer(tmp_path / "other.model")
+    (tmp_path / "noise.model").write_bytes(b"noise")
+    with pytest.raises(InputError, match="noise.model is not a SentencePiece model"):
+        data_utils.load_tokenizer(tmp_path / "noise.model")
+
+
+def test_missing_and_damaged_data_are_named(corpus_dir, tmp_path):
+    with pytest.raises(InputError, match="run ./make_data.sh first"):
+        data_utils.read_metadata(tmp_path / "data")
+    build(corpus_dir, tmp_path / "data", shards=3)
+    record = tmp_path / "data" / "valid" / "00001-of-00003.tfrecord"
+    content = record.read_bytes()
+    for damaged in (content[:-1], content[:100] + bytes([content[100] ^ 1]) + content[101:], b""):
+        record.write_bytes(damaged)
+        with pytest.raises(InputError, match="valid/00001-of-00003.tfrecord is missing or damaged"):
+            data_utils.read_metadata(tmp_path / "data")
+    record.unlink()
+    with pytest.raises(InputError, match="00001-of-00003.tfrecord is missing"):
+        data_utils.read_metadata(tmp_path / "data")
+    (tmp_path / "data" / "metadata.json").write_text("{")
+    with pytest.raises(InputError, match="metadata.json is damaged"):
+        data_utils.read_metadata(tmp_path / "data")
+
+
+@pytest.mark.skipif(not WIKITEXT2.exists(), reason="WikiText-2 is not beside the project")
+def test_wikitext2_in_under_8_seconds(tmp_path):
+    data_utils.train_tokenizer(WIKITEXT2 / "train.txt", tmp_path / "tokenizer", 12_000, lowercase=True)
+    start = time.perf_counter()
+    build(WIKITEXT2, tmp_path / "data", sp_model_prefix=str(tmp_path / "tokenizer"), batch_size=32, seq_len=32)
+    assert time.perf_counter() - start < 8
+    words = {split: entry["words"] for split, entry in data_utils.read_metadata(tmp_path / "data")["splits"].items()}
+    assert words == {"train": 2_051_910, "valid": 213_886, "test": 241_211}

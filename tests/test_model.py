@@ -1,0 +1,340 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model
+from model import KINDS, Draws, PARTransformerXL, RelativeAttention
+
+B, T, M, D, H, F, V = 2, 4, 3, 8, 2, 16, 30
+C = M + T
+
+
+def randomised(layer, seed=0):
+    """The layer with every weight drawn anew, so that no zero or one hides a mistake."""
+    rng = np.random.default_rng(seed)
+    for variable in layer.weights:
+        variable.assign(rng.normal(size=variable.shape) * 0.4)
+    return layer
+
+
+def network(architecture, **settings):
+    settings = dict(d_model=D, num_heads=H, d_ffn=F, mem_len=M, dropout_rate=0.0) | settings
+    return randomised(PARTransformerXL(V, architecture, **settings))
+
+
+def tokens(shape, seed=0):
+    return tf.constant(np.random.default_rng(seed).integers(1, V, shape), tf.int32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Relative attention
+
+
+def plain_attention(weights, x, memory, filled):
+    """Dai et al. 2019, section 3.3, one query, head and key at a time, in float64."""
+    w_qkv, w_r, w_o, u, v = weights
+    w_q, w_k, w_v = w_qkv[:, :D], w_qkv[:, D:2 * D], w_qkv[:, 2 * D:]
+    width = D // H
+    out = np.zeros([B, T, D])
+    for b in range(B):
+        context = np.concatenate([memory[b], x[b]])  # [C, D]
+        for i in range(T):
+            heads = []
+            for h in range(H):
+                part = slice(h * width, (h + 1) * width)
+                q = (x[b, i] @ w_q)[part]
+                scores, values = [], []
+                for j in range(M - filled, M + i + 1):
+                    distance = M + i - j
+                    angles = [distance / 10_000 ** (2 * n / D) for n in range(D // 2)]
+                    r = (np.array([math.sin(a) for a in angles] + [math.cos(a) for a in angles]) @ w_r)[part]
+                    k = (context[j] @ w_k)[part]
+                    scores.append(((q + u[part]) @ k + (q + v[part]) @ r) / math.sqrt(D / H))
+                    values.append((context[j] @ w_v)[part])
+                probability = np.exp(scores) / np.exp(scores).sum()
+                heads.append(probability @ np.array(values))
+            out[b, i] = np.concatenate(heads) @ w_o
+    return out
+
+
+@pytest.mark.parametrize("filled", [0, 2, M])
+def test_attention_equals_the_double_loop_in_value_and_gradient(filled):
+    attention = randomised(RelativeAttention(D, H))
+    rng = np.random.default_rng(1)
+    x, memory, direction = rng.normal(size=[B, T, D]), rng.normal(size=[B, M, D]), rng.normal(size=[B, T, D])
+    weights = [variable.numpy().astype(np.float64) for variable in attention.weights]
+    tensors = [tf.constant(x, tf.float32), tf.constant(memory, tf.float32)]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        y = attention(*tensors, model.score_bias(T, M, filled))
+        loss = tf.reduce_sum(y * direction.astype(np.float32))
+    assert np.allclose(y, plain_attention(weights, x, memory, filled), atol=1e-5)
+
+    arrays = [x, memory, *weights]
+    for n, gradient in enumerate(tape.gradient(loss, [*tensors, *attention.weights])):
+        for _ in range(5):  # the slope in a random direction, by central differences
+            step = rng.normal(size=arrays[n].shape)
+            sides = []
+            for sign in (1, -1):
+                moved = [array + sign * 1e-6 * step if m == n else array for m, array in enumerate(arrays)]
+                sides.append((plain_attention(moved[2:], moved[0], moved[1], filled) * direction).sum())
+            slope = (sides[0] - sides[1]) / 2e-6
+            assert np.sum(gradient.numpy() * step) == pytest.approx(slope, rel=1e-4, abs=1e-3)
+
+
+def test_relative_shift_aligns_distances_with_keys():
+    distance = np.tile(np.arange(C - 1, -1, -1.0), [1, 1, T, 1])  # column c is distance C - 1 - c
+    shifted = model.relative_shift(tf.constant(distance)).numpy()[0, 0]
+    for i in range(T):
+        for j in range(M + i + 1):
+            assert shifted[i, j] == M + i - j
+
+
+def test_sinusoids_are_those_of_the_distances():
+    table = model.sinusoids(5, 6)
+    for row, distance in enumerate([4, 3, 2, 1, 0]):
+        for n in range(3):
+            angle = distance / 10_000 ** (2 * n / 6)
+            assert table[row, n] == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[row, 3 + n] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks and their mixture
+
+
+def plain_norm(x, scale, offset):
+    mean = x.mean(axis=-1, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + 1e-5) * scale + offset
+
+
+def test_a_search_block_is_the_weighted_sum_of_its_branches():
+    block = randomised(model.Block("search", 0, D, H, F, 0.0))
+    rng = np.random.default_rng(2)
+    x, memory = rng.normal(size=[B, T, D]), rng.normal(size=[B, M, D])
+    attention = plain_attention([v.numpy().astype(np.float64) for v in block.attention.weights], x, memory, M)
+    w1, b1, w2, b2 = (v.numpy() for v in block.dense.weights)
+    dense = np.maximum(x @ w1 + b1, 0) @ w2 + b2
+    scale, offset = block.norm.scale.numpy(), block.norm.offset.numpy()
+    branches = [plain_norm(x + attention, scale[0], offset[0]), plain_norm(x + dense, scale[1], offset[1]), x]
+    for weights in ([0.2, 0.5, 0.3], [1, 0, 0], [0, 1, 0], [0, 0, 1]):
+        y = block(tf.constant(x, tf.float32), tf.constant(memory, tf.float32), model.score_bias(T, M, M), weights=tf.constant(weights, tf.float32))
+        assert np.allclose(y, sum(w * branch for w, branch in zip(weights, branches)), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
+    fixed, search = model.Block(kind, 0, D, H, F, 0.0), randomised(model.Block("search", 0, D, H, F, 0.0))
+    for part in ("attention", "dense"):
+        if getattr(fixed, part):
+            for mine, theirs in zip(getattr(fixed, part).weights, getattr(search, part).weights):
+                mine.assign(theirs)
+    if fixed.norm:
+        row = KINDS.index(kind)
+        fixed.norm.scale.assign(search.norm.scale.numpy()[row:row + 1])
+        fixed.norm.offset.assign(search.norm.offset.numpy()[row:row + 1])
+    x, memory = tf.random.stateless_normal([B, T, D], [1, 1]), tf.random.stateless_normal([B, M, D], [2, 2])
+    bias, one_hot = model.score_bias(T, M, M), tf.one_hot(KINDS.index(kind), 3)
+    assert np.allclose(fixed(x, memory, bias), search(x, memory, bias, weights=one_hot), atol=1e-5)
+    norm = 2 * D
+    assert fixed.count_params() == {"attention": 5 * D * D + 2 * D + norm, "dense": 2 * D * F + F + D + norm, "identity": 0}[kind]
+
+
+def test_dropout_zeroes_a_share_and_scales_the_rest():
+    block = model.Block("dense", 0, D, H, F, 0.25)
+    block.dense, block.norm = tf.ones_like, tf.identity
+    x = tf.zeros([50, 40, D])
+    y = block(x, draws=Draws(0, 0)).numpy()
+    assert set(np.unique(y.round(5))) == {0.0, np.float32(1 / 0.75).round(5)}
+    assert (y == 0).mean() == pytest.approx(0.25, abs=0.015)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gumbel-Softmax and the random draws
+
+
+def test_gumbel_softmax_chooses_with_the_probabilities_pi():
+    theta = tf.constant([0.3, -1.0, 1.2])
+    pi = np.exp(theta) / np.exp(theta).sum()
+    samples = model.gumbel_softmax(theta, 0.5, Draws(3, 7).gumbel([40_000, 3]))
+    share = np.bincount(tf.argmax(samples, axis=1), minlength=3) / 40_000
+    assert np.allclose(share, pi, atol=0.01)
+    assert np.allclose(tf.reduce_sum(samples, axis=1), 1, atol=1e-5)
+
+
+def test_gumbel_noise_has_the_gumbel_distribution():
+    noise = np.sort(Draws(0, 0).gumbel([20_000]).numpy())
+    assert np.abs(np.exp(-np.exp(-noise)) - (np.arange(20_000) + 0.5) / 20_000).max() < 0.015  # Kolmogorov-Smirnov
+
+
+def test_gumbel_softmax_without_noise_and_with_little_temperature():
+    theta = tf.constant([[0.3, -1.0, 1.2], [0.0, 0.0, 0.0]])
+    assert np.allclose(model.gumbel_softmax(theta, 1.0), tf.nn.softmax(theta))
+    assert np.allclose(model.gumbel_softmax(theta[:1], 0.01), [[0, 0, 1]], atol=1e-6)
+    pi = tf.nn.softmax(theta).numpy()
+    assert np.allclose(model.gumbel_softmax(theta, 0.5), pi**2 / (pi**2).sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_straight_through_is_one_hot_forward_and_soft_backward():
+    theta, noise, c = tf.constant([0.3, -1.0, 1.2]), tf.constant([0.9, 0.1, -0.5]), tf.constant([1.0, 2.0, 5.0])
+    gradients = []
+    for straight_through in (False, True):
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            w = model.gumbel_softmax(theta, 0.7, noise, straight_through)
+            loss = tf.reduce_sum(w * c)
+        gradients.append(tape.gradient(loss, theta).numpy())
+    assert w.numpy().tolist() == [1, 0, 0]
+    assert np.allclose(*gradients) and np.abs(gradients[0]).max() > 0.1
+
+
+def test_draws_depend_on_seed_step_place_and_replica_alone():
+    def masks(seed, step, place, replica):
+        return Draws(seed, tf.constant(step), tf.constant(replica)).keep(place, [200], 0.5).numpy()
+
+    one = masks(1, 2, 3, 0)
+    assert np.array_equal(one, masks(1, 2, 3, 0))
+    for other in ((2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)):
+        assert 0.3 < (one == masks(*other)).mean() < 0.7
+    gumbel = Draws(1, 2, 0).gumbel([5]).numpy()
+    assert np.array_equal(gumbel, Draws(1, 2, 1).gumbel([5]).numpy())  # replicas agree on the architecture
+    assert not np.array_equal(gumbel, Draws(1, 3, 0).gumbel([5]).numpy())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network and its memory
+
+ARCHITECTURES = [["attention"] * 3, ["search", "dense", "attention"], ["search"] * 2, ["identity", "attention", "identity", "dense"]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=", ".join)
+def test_two_windows_with_memory_equal_one_long_window(architecture):
+    x = tokens([B, 2 * T])
+    short, long = network(architecture, mem_len=T), network(architecture, mem_len=T)
+    nothing = tf.constant(np.random.default_rng(5).normal(size=short.empty_memory(B).shape), tf.float32)  # masked, whatever it holds
+    first, memory = short(x[:, :T], nothing, filled=0)
+    second, _ = short(x[:, T:], memory, filled=T)
+    whole, _ = long(x, nothing, filled=0)
+    assert np.allclose(tf.concat([first, second], axis=1), whole, atol=1e-5)
+
+
+def test_memory_is_each_attention_blocks_last_inputs():
+    net = network(["attention", "dense", "search"])
+    x, before = tokens([B, T]), tf.random.stateless_normal([2, B, M, D], [1, 1])
+    _, memory = net(x, before, filled=M)
+    embedded = net.embedding(x) * D**0.5
+    assert memory.shape == [2, B, M, D] and np.allclose(memory[0], embedded[:, -M:])
+    short = tokens([B, 2])
+    _, after = net(short, memory, filled=M)
+    assert np.allclose(after[0, :, :M - 2], memory[0, :, 2:]) and np.allclose(after[0, :, -2:], net.embedding(short) * D**0.5)
+
+
+def test_memory_carries_no_gradient():
+    net = network(["attention", "attention"])
+    with tf.GradientTape() as tape:
+        _, memory = net(tokens([B, T]), net.empty_memory(B), filled=0)
+        loss = tf.reduce_sum(memory)
+    assert all(gradient is None for gradient in tape.gradient(loss, net.trainable_variables))
+
+
+def test_a_prediction_depends_on_no_later_token():
+    net = network(["search", "attention"])
+    x, memory = tokens([B, T]).numpy(), tf.random.stateless_normal([2, B, M, D], [1, 1])
+    changed = x.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % V
+    one, other = net(tf.constant(x), memory, filled=M)[0].numpy(), net(tf.constant(changed), memory, filled=M)[0].numpy()
+    assert np.array_equal(one[:, :2], other[:, :2]) and not np.allclose(one[:, 2:], other[:, 2:])
+
+
+@pytest.mark.parametrize("architecture", [["dense", "identity"], ["identity"]], ids=", ".join)
+def test_without_attention_there_is_no_memory(architecture):
+    net = network(architecture)
+    hidden, memory = net(tokens([B, T]), net.empty_memory(B), filled=0)
+    assert memory.shape == [0, B, M, D] and hidden.shape == [B, T, D]
+
+
+def test_no_memory_length_is_a_plain_window():
+    net = network(["attention", "search"], mem_len=0)
+    hidden, memory = net(tokens([B, T]), net.empty_memory(B), filled=0)
+    assert memory.shape == [2, B, 0, D] and np.isfinite(hidden).all()
+
+
+def test_evaluation_is_repeatable_and_training_is_keyed():
+    net = network(["search"] * 2, dropout_rate=0.3)
+    arguments = dict(tokens=tokens([B, T]), memory=net.empty_memory(B), filled=0)
+    assert np.array_equal(net(**arguments)[0], net(**arguments)[0])
+    one, same, other = (net(**arguments, draws=Draws(0, step))[0].numpy() for step in (1, 1, 2))
+    assert np.array_equal(one, same) and not np.allclose(one, other)
+
+
+def test_pi_starts_uniform_and_is_one_hot_where_fixed():
+    net = PARTransformerXL(V, ["search", "dense", "search"], d_model=D, num_heads=H, d_ffn=F)
+    assert np.allclose(net.pi(), [[1 / 3] * 3, [0, 1, 0], [1 / 3] * 3])
+    assert any(variable is net.theta for variable in net.trainable_variables)
+
+
+def test_every_weight_is_trained_and_has_a_gradient():
+    net = network(["search", "attention", "dense", "identity"], cutoffs=[5, 15], trainable_tau=1.0, dropout_rate=0.1)
+    with tf.GradientTape() as tape:
+        hidden, _ = net(tokens([B, T]), net.empty_memory(B), filled=0, draws=Draws(0, 0))
+        loss = tf.reduce_sum(net.softmax(tf.reshape(hidden, [-1, D]), tf.constant([1, 2, 3, 6, 7, 16, 20, 29])))
+    assert len(net.trainable_variables) == len(net.weights)
+    for variable, gradient in zip(net.trainable_variables, tape.gradient(loss, net.trainable_variables)):
+        assert gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0, variable.path
+
+
+def test_a_trainable_temperature_replaces_the_given_one():
+    fixed, trained = network(["search"]), network(["search"], trainable_tau=0.5)
+    trained.log_tau.assign(math.log(0.25))
+    assert float(trained.temperature(9.0)) == pytest.approx(0.25) and fixed.temperature(9.0) == 9.0
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_bfloat16_computes_in_bfloat16_and_scores_in_float32(jit_compile):
+    full = network(["search"] * 2, cutoffs=[5, 15], static_shapes=jit_compile)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = network(["search"] * 2, cutoffs=[5, 15], static_shapes=jit_compile)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    losses = []
+    for net in (full, half):
+        @tf.function(jit_compile=jit_compile or None)
+        def loss(x):
+            hidden, memory = net(x, net.empty_memory(B), filled=0)
+            return hidden, memory, tf.reduce_mean(net.softmax(tf.reshape(hidden, [-1, D]), tf.reshape(x, [-1])))
+
+        hidden, memory, nll = loss(tokens([B, T]))
+        assert hidden.dtype == memory.dtype == net.compute_dtype and nll.dtype == tf.float32
+        losses.append(float(nll))
+    assert half.compute_dtype == "bfloat16" and all(variable.dtype == "float32" for variable in half.weights)
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_a_compiled_gradient_equals_the_graph_mode_one():
+    results = []
+    for jit_compile in (False, True):
+        net = network(["search", "attention"], cutoffs=[5, 15], static_shapes=jit_compile, dropout_rate=0.2)
+
+        @tf.function(jit_compile=jit_compile or None)
+        def gradients(x, memory):
+            with tf.GradientTape() as tape:
+                hidden, _ = net(x, memory, filled=2, draws=Draws(0, 3))
+                loss = tf.reduce_mean(net.softmax(tf.reshape(hidden, [-1, D]), tf.reshape(x, [-1])))
+            return [loss] + [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, net.trainable_variables)]
+
+        results.append(gradients(tokens([B, T]), tf.random.stateless_normal([2, B, M, D], [1, 1])))
+    for one, other in zip(*results):
+        assert np.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(architecture=["search", "convolution"]), "unknown layer type 'convolution': choose from attention, dense, identity, search"),
+    (dict(architecture=["search"], d_model=10, num_heads=4), "d_model=10 is not divisible by num_heads=4"),
+    (dict(architecture=["search"], cutoffs=[V]), "cutoffs")])
+def test_networks_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PARTransformerXL(V, **settings)

@@ -1,0 +1,117 @@
+"""The shell scripts, run as a user runs them, without network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT, write_corpus
+
+OFFLINE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+TINY = "--vocab_size=120 --batch_size=4 --seq_len=8".split()
+TINY_NET = "--num_layers=2 --d_model=8 --num_heads=2 --d_ffn=16 --mem_len=6 --cutoffs=20,60".split()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project without what was made in it."""
+    return Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=shutil.ignore_patterns(".git", ".venv", "data", "logs", "tests", "__pycache__")))
+
+
+def run(project, *command, path=None):
+    """Runs a command in the project; `path` is where programs are found, first of all this interpreter as python3."""
+    here = os.path.dirname(sys.executable)
+    environment = {"PATH": path or f"{here}:/usr/bin:/bin", "HOME": str(project.parent), "LANG": "C.UTF-8"} | OFFLINE
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def one_line(done):
+    """The single line on standard error of a command that failed, TensorFlow's own greeting left out."""
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith(("I0", "W0", "E0", "WARNING: All log messages"))]
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+def test_from_text_to_results(project):
+    write_corpus(project / "mine")
+    made = run(project, "./make_data.sh", "--input_dir=mine", *TINY, "--shards=3")
+    assert made.returncode == 0, made.stderr
+    assert {path.name for path in (project / "data" / "tfrecords").iterdir()} == {
+        "train", "valid", "test", "tokenizer.model", "tokenizer.vocab", "unigram_counts.txt", "metadata.json"}
+    found = run(project, "python3", "cutoffs.py", "--clusters=3", "--d_model=8")
+    assert found.stdout.startswith("--cutoffs=")
+    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30", found.stdout.strip())
+    assert "must rise" in one_line(trained)  # a repeated flag adds cutoffs
+    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((project / "logs" / "supernet" / "results.json").read_text())["flags"]["max_lr"] == 1e-4  # train.sh's own
+    assert not (project / ".venv").exists()  # this interpreter has the packages
+
+
+def test_documentation_is_the_corpus_where_there_is_no_network(project):
+    made = run(project, "./make_data.sh", "--vocab_size=2000")
+    assert made.returncode == 0, made.stderr
+    assert "NOT WikiText-2" in made.stderr
+    metadata = json.loads((project / "data" / "tfrecords" / "metadata.json").read_text())
+    assert metadata["corpus"] == "pydocs" and metadata["splits"]["train"]["bytes"] > 5_000_000
+    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=2")
+    assert trained.returncode == 0 and "corpus pydocs" in trained.stdout
+    assert json.loads((project / "logs" / "supernet" / "results.json").read_text())["corpus"] == "pydocs"
+
+
+def test_the_scripts_work_from_another_folder(project, tmp_path):
+    write_corpus(tmp_path / "elsewhere" / "mine")
+    made = run(tmp_path / "elsewhere", project / "make_data.sh", "--input_dir=mine", *TINY)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "elsewhere" / "data" / "tfrecords" / "metadata.json").exists()
+
+
+def test_mistakes_end_in_one_line(project):
+    (project / "empty.txt").write_text("")
+    (project / "file").write_text("")
+    write_corpus(project / "mine")
+    for flags, message in [
+        (["--input_text=missing.txt"], "missing.txt is missing or empty"),
+        (["--input_text=empty.txt"], "empty.txt is missing or empty"),
+        (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
+        (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
+        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
+        (["--corpus=wikitext-2"], "cannot download WikiText-2"),
+        (["--batch_size=0"], "batch_size"),
+        (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),
+    ]:
+        assert message in one_line(run(project, "./make_data.sh", *flags))
+    assert "run ./make_data.sh first" in one_line(run(project, "./train.sh"))
+
+
+def fake_python(folder: Path, version: str, lacks: str) -> str:
+    """A PATH whose only python3 has the given version, no packages, and no module named in `lacks`."""
+    folder.mkdir()
+    for tool in ("bash", "dirname", "grep", "tail", "cat", "mkdir", "touch", "chmod"):
+        os.symlink(shutil.which(tool), folder / tool)
+    script = folder / "python3"
+    script.write_text(f"""#!{shutil.which("bash")}
+case "$*" in
+  --version) echo Python {version} ;;
+  *version_info*) [[ {version} == 3.12 ]] ;;
+  *"{lacks}"*) exit 1 ;;
+  *"-m venv"*) mkdir -p "$3/bin"; cat "$0" > "$3/bin/python"; chmod +x "$3/bin/python" ;;
+  *"-m pip"*) echo "ERROR: no such index"; exit 1 ;;
+  "- "*) exit 1 ;;
+esac
+""")
+    script.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize("version, lacks, message", [
+    ("3.9", "nothing", "Python 3.10 to 3.13 is needed, and python3 is Python 3.9"),
+    ("3.12", "import venv", "python3 has no venv module: install it"),
+    ("3.12", "nothing", "the installation failed (ERROR: no such index)")])
+def test_an_environment_that_cannot_be_made_says_what_to_do(version, lacks, message, project, tmp_path):
+    done = run(project, "./make_data.sh", path=fake_python(tmp_path / "bin", version, lacks))
+    assert message in one_line(done)

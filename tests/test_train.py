@@ -1,0 +1,257 @@
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+import cli
+import data_utils
+import train
+from cli import InputError
+from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE
+
+flags.FLAGS(["train.py"])  # the defaults; a test sets its own
+
+TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=["20,60"], epochs=2, warmup_steps=20, max_lr=0.01, log_every=7)
+
+
+@pytest.fixture
+def run_train(data_dir, tmp_path, monkeypatch):
+    """A function that trains with the given flags in an empty folder, and returns the folder of the run."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(**settings):
+        with flagsaver.flagsaver(**TINY | {"data_dir": str(data_dir)} | settings):
+            try:
+                train.main(None)
+            finally:
+                keras.config.set_dtype_policy("float32")
+        return tmp_path / "logs" / settings.get("model_name", "supernet")
+
+    return run
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def checkpoint_of(folder):
+    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "save_counter" not in name and "_CHECKPOINTABLE" not in name}
+
+
+def events_of(folder):
+    """{tag: {step: value}} of the scalars, and {tag: [steps]} of everything else, of a folder's TensorBoard events."""
+    scalars, others = {}, {}
+    for path in sorted(folder.glob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor)
+                if content.shape == () and value.metadata.plugin_data.plugin_name == "scalars":
+                    assert event.step not in scalars.setdefault(value.tag, {})
+                    scalars[value.tag][event.step] = float(content)
+                else:
+                    others.setdefault(value.tag, []).append(event.step)
+    return scalars, others
+
+
+def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, capsys):
+    folder = run_train()
+    metadata = data_utils.read_metadata(data_dir)
+    steps = metadata["splits"]["train"]["steps"]
+    results = results_of(folder)
+
+    assert {path.name for path in folder.iterdir()} == {"config.json", "training_log.log", "results.json", "checkpoints", "train", "valid"}
+    assert results["corpus"] == "markov" and results["steps"] == 2 * steps and results["parameters"] > 0
+    assert results["wall_seconds"] > 0 and results["tokens_per_second"] > 0
+    assert results["architecture"] == [train.KINDS[kind] for kind in np.argmax(results["pi"], axis=1)]
+    assert np.shape(results["pi"]) == (2, 3) and np.allclose(np.sum(results["pi"], axis=1), 1)
+    assert results["flags"]["d_model"] == 8 and results["versions"]["tensorflow"] == tf.__version__ and "CPU" in results["device"]
+    for split in ("train", "valid", "test"):
+        scores, entry = results[split], metadata["splits"][split]
+        total = scores["loss"] * entry["targets"]
+        assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+        assert scores["word_perplexity"] == pytest.approx(math.exp(total / entry["words"]))
+        assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / entry["bytes"])
+        assert scores["perplexity"] < VOCAB_SIZE / 2  # a uniform guess has VOCAB_SIZE
+
+    scalars, others = events_of(folder / "train")
+    lines = [step for step in range(1, 2 * steps + 1) if step % 7 == 0 or step % steps == 0]
+    for tag in ("loss", "perplexity", "learning_rate", "tau", "tokens_per_second", "pi/block_1/attention", "pi/block_2/identity"):
+        assert sorted(scalars[tag]) == lines, tag
+    assert others["pi"] == [0, steps, 2 * steps] and others["configuration"] == [0]
+    valid, _ = events_of(folder / "valid")
+    assert sorted(valid["loss"]) == [steps, 2 * steps] and valid["loss"][2 * steps] == pytest.approx(results["valid"]["loss"])
+    assert scalars["loss"][lines[-1]] < scalars["loss"][lines[0]] - 0.5
+
+    log = (folder / "training_log.log").read_text()
+    assert re.findall(r" step ([\d,]+)/", log) == [f"{step:,}" for step in lines]
+    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid perplexity", "test ", "architecture "):
+        assert part in log, part
+    console = capsys.readouterr().out
+    assert "epoch 2 of 2" in console and "loss" in console and "valid perplexity" in console and "Total params" not in console
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_train, data_dir):
+    steps = data_utils.read_metadata(data_dir)["splits"]["train"]["steps"]
+    whole = run_train(model_name="whole", dropout_rate=0.2, max_steps=steps + 25)
+    for stop in (10, steps - 1, steps + 3, steps + 25):  # in the first epoch, before its end, in the second
+        parts = run_train(model_name="parts", dropout_rate=0.2, max_steps=stop)
+    one, other = checkpoint_of(whole), checkpoint_of(parts)
+    seconds = [name for name in one if name.startswith("seconds")]
+    assert one.keys() == other.keys() and len(seconds) == 1 and any(name.startswith("memory") for name in one)
+    assert any("optimizer" in name for name in one)
+    for name in one.keys() - set(seconds):
+        assert np.array_equal(one[name], other[name]), name
+    for key in ("train", "valid", "test", "pi", "steps"):
+        assert results_of(whole)[key] == results_of(parts)[key]
+    log = (parts / "training_log.log").read_text()
+    assert [line for line in re.findall(r"resumed at step (\d+)", log)] == ["10", str(steps - 1), str(steps + 3)]
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(run_train):
+    losses = [results_of(run_train(model_name=name, seed=seed, max_steps=12))["valid"]["loss"] for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_max_steps_changes_no_schedule(run_train):
+    short, long = run_train(model_name="short", max_steps=14), run_train(model_name="long", max_steps=28)
+    for tag in ("loss", "learning_rate", "tau"):
+        one, other = events_of(short / "train")[0][tag], events_of(long / "train")[0][tag]
+        assert one[14] == other[14]
+
+
+def test_a_finished_run_started_again_trains_no_further(run_train, capsys):
+    first = results_of(run_train(max_steps=10))
+    again = results_of(run_train(max_steps=10))
+    assert {k: v for k, v in first.items()} == {k: v for k, v in again.items()}
+    assert "resumed at step 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [
+    dict(architecture=["attention", "dense"]), dict(architecture=["identity"]), dict(straight_through=True), dict(tau_is_trainable=True),
+    dict(opt_name="sgd", clipnorm=1.0), dict(opt_name="adamw", clipvalue=0.5), dict(opt_name="nadam"), dict(opt_name="rmsprop"),
+    dict(mem_len=0), dict(mem_len=20), dict(cutoffs=[]), dict(cutoffs=["20", "60"], proj_dims=["4,3"]), dict(jit_compile="true"),
+    dict(mixed_precision=True), dict(max_lr=1e-3, warmup_steps=0)], ids=str)
+def test_every_setting_trains(settings, run_train):
+    folder = run_train(max_steps=15, log_every=5, **settings)
+    losses = events_of(folder / "train")[0]["loss"]
+    assert all(math.isfinite(loss) for loss in losses.values()) and results_of(folder)["steps"] == 15
+    if settings.get("opt_name") != "sgd" and "max_lr" not in settings:
+        assert losses[15] < losses[5]
+
+
+def test_compiled_and_graph_mode_agree(run_train):
+    losses = [events_of(run_train(model_name=mode, jit_compile=mode, max_steps=20, log_every=5) / "train")[0]["loss"] for mode in ("true", "false")]
+    assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-4)
+
+
+def test_a_fixed_architecture_has_no_search(run_train):
+    folder = run_train(architecture=["attention", "dense"], max_steps=3)
+    results = results_of(folder)
+    assert results["pi"] == [[1, 0, 0], [0, 1, 0]] and results["architecture"] == ["attention", "dense"]
+    assert not any("theta" in name for name in checkpoint_of(folder))
+    assert not any(tag.startswith("pi/") for tag in events_of(folder / "train")[0])
+
+
+def test_learning_rate_at_its_corners():
+    schedule = train.learning_rate_schedule(1e-3, 100, 1100)
+    for step, expected in [(0, 0), (50, 5e-4), (100, 1e-3), (600, 5e-4), (1100, 0), (350, 1e-3 * (1 + math.cos(math.pi / 4)) / 2)]:
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert float(train.learning_rate_schedule(1e-3, 0, 10)(0)) == pytest.approx(1e-3)
+    assert float(train.learning_rate_schedule(1e-3, 4000, 40)(40)) == pytest.approx(1e-5)  # a run shorter than its warm-up
+
+
+def test_temperature_at_its_corners():
+    tau_at = train.tau_schedule(1.0, 0.1, 1000)
+    for step, expected in [(0, 1.0), (500, 10**-0.5), (1000, 0.1)]:
+        assert float(tau_at(tf.constant(step))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_fills_up_and_starts_empty_each_epoch():
+    class Model:
+        mem_len = 20
+
+    window = tf.zeros([2, 9])
+    assert [int(train.filled_memory(Model, window, number)) for number in range(5)] == [0, 8, 16, 20, 20]
+
+
+def test_padding_carries_no_loss(run_train, data_dir):
+    with flagsaver.flagsaver(**TINY):
+        model = train.build_model(VOCAB_SIZE, static_shapes=False)
+    window = np.random.default_rng(0).integers(4, VOCAB_SIZE, [BATCH_SIZE, SEQ_LEN + 1])
+    padded = window.copy()
+    padded[:, 5:] = data_utils.PAD
+    nll, targets, _ = train.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    short, short_targets, _ = train.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    assert float(targets) == float(short_targets) == BATCH_SIZE * 4 and float(nll) == pytest.approx(float(short), rel=1e-5)
+
+
+def test_numbers_that_run_away_stop_the_run_and_keep_the_checkpoint(run_train, monkeypatch):
+    folder = run_train(max_steps=10)
+    before = checkpoint_of(folder)
+    window_nll = train.window_nll
+
+    def overflowing(*arguments):
+        nll, targets, memory = window_nll(*arguments)
+        return nll * 1e30 * 1e30, targets, memory
+
+    monkeypatch.setattr(train, "window_nll", overflowing)
+    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 14: .* the last checkpoint is from before"):
+        run_train(max_steps=90)
+    after = checkpoint_of(folder)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_another_configuration_or_other_data_under_the_same_name_is_refused(run_train, data_dir, tmp_path):
+    run_train(max_steps=3)
+    config = (tmp_path / "logs" / "supernet" / "config.json").read_text()
+    with pytest.raises(InputError, match=r"another configuration \(d_ffn: 16 before, 32 now\): choose another --model_name"):
+        run_train(max_steps=3, d_ffn=32)
+    other = shutil.copytree(data_dir, tmp_path / "other")
+    metadata = json.loads((other / "metadata.json").read_text())
+    (other / "metadata.json").write_text(json.dumps(metadata | {"corpus": "another"}))
+    with pytest.raises(InputError, match="corpus: markov before, another now"):
+        run_train(max_steps=3, data_dir=str(other))
+    assert (tmp_path / "logs" / "supernet" / "config.json").read_text() == config
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(run_train, tmp_path):
+    folder = run_train(max_steps=3)
+    shard = next((folder / "checkpoints").glob("*.data-*"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot restore logs/supernet/checkpoints/ckpt-3"):
+        run_train(max_steps=5)
+
+
+def test_settings_that_do_not_fit_the_data_are_refused(run_train):
+    for settings, message in [
+        (dict(cutoffs=["20", str(VOCAB_SIZE)]), f"cutoffs .* below the vocabulary size {VOCAB_SIZE}"),
+        (dict(cutoffs=["60,20"]), "must rise"),
+        (dict(architecture=["attention", "pooling"]), "unknown layer type 'pooling'"),
+        (dict(proj_dims=["3"]), "one positive width for each of the 2 tails"),
+        (dict(data_dir="nowhere"), "run ./make_data.sh first"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            run_train(**settings)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [
+    "--d_model=10 --num_heads=4", "--num_layers=0", "--num_layers=3 --architecture=dense,dense", "--mem_len=-1", "--d_ffn=-5", "--epochs=0",
+    "--cutoffs=a", "--dropout_rate=1.5", "--opt_name=newton", "--jit_compile=maybe", "--clipvalue=1 --clipnorm=1", "--tau_end=0", "--seed=-1",
+    "--no_such_flag=1", "word"])
+def test_bad_flags_end_in_one_line_and_status_1(given, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *given.split()])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        cli.run(train.main)
+    assert isinstance(end.value.code, str) and end.value.code.startswith("error: ") and "\n" not in end.value.code

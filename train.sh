@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The default experiment: the SuperNet on what make_data.sh made. Flags given here come last and win: ./train.sh --epochs=1
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+use_python "$project/requirements.txt"
+[[ " $*" == *" --cutoffs"* ]] || set -- --cutoffs=250,2500 "$@" # repeating this flag would add to it
+exec "$PYTHON" "$project/train.py" \
+  --data_dir=data/tfrecords \
+  --model_name=supernet \
+  --architecture=search --num_layers=6 \
+  --d_model=128 --num_heads=4 --d_ffn=1024 --mem_len=16 --dropout_rate=0.1 \
+  --proj_factor=4 \
+  --opt_name=adam --max_lr=1e-4 --warmup_steps=4000 --epochs=20 \
+  --tau_start=1.0 --tau_end=0.1 \
+  "$@"
