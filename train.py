@@ -4,8 +4,6 @@ B batch, T sequence length, M memory length, A blocks with attention, D model wi
 """
 
 import datetime
-import json
-import logging
 import math
 import os
 import sys
@@ -20,7 +18,9 @@ from absl import flags
 import cli
 import data_utils
 from cli import InputError
+from cutoffs import read_counts
 from model import KINDS, SEARCH, Draws, PARTransformerXL
+from runs import Run
 
 DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
@@ -57,17 +57,12 @@ flags.register_multi_flags_validator(["architecture", "num_layers"], lambda f: l
 flags.register_multi_flags_validator(["clipvalue", "clipnorm"], lambda f: f["clipvalue"] is None or f["clipnorm"] is None,
                                      "--clipvalue and --clipnorm exclude each other")
 
-# Flags that may differ when a run is resumed: they change neither weights nor schedules.
-FREE_FLAGS = ("data_dir", "max_steps", "log_every")
-CHECKPOINTS_KEPT = 3
-
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The experiment's parts
+# The parts that the flags describe
 
 
 def build_model(vocab_size: int, static_shapes: bool) -> PARTransformerXL:
-    """The network that the flags describe."""
     architecture = ARCHITECTURE.value * (NUM_LAYERS.value if len(ARCHITECTURE.value) == 1 else 1)
     try:
         return PARTransformerXL(
@@ -77,6 +72,11 @@ def build_model(vocab_size: int, static_shapes: bool) -> PARTransformerXL:
             trainable_tau=TAU_START.value if TAU_IS_TRAINABLE.value else None, static_shapes=static_shapes, name="par_transformer_xl")
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def build_optimizer(schedule) -> keras.optimizers.Optimizer:
+    optimizer = type(keras.optimizers.get(OPT_NAME.value))
+    return optimizer(learning_rate=schedule, clipvalue=CLIPVALUE.value, clipnorm=CLIPNORM.value)
 
 
 def learning_rate_schedule(max_lr: float, warmup_steps: int, total_steps: int):
@@ -89,16 +89,162 @@ def tau_schedule(tau_start: float, tau_end: float, total_steps: int):
     return lambda step: tau_start * (tau_end / tau_start) ** (tf.cast(step, tf.float32) / total_steps)
 
 
-def build_optimizer(schedule):
-    """The Keras optimizer that the flags name."""
-    optimizer = type(keras.optimizers.get(OPT_NAME.value))
-    return optimizer(learning_rate=schedule, clipvalue=CLIPVALUE.value, clipnorm=CLIPNORM.value)
+def prepare_device() -> tuple[str, bool]:
+    """Sets precision and lets GPU memory grow as needed. Returns the device's name, and whether to compile for it."""
+    if MIXED_PRECISION.value:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else f"CPU, {os.cpu_count()} cores"
+    return name, bool(gpus) if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true"
+
+
+def configuration(metadata: dict) -> dict:
+    """What makes a run the run that it is: its flags and its data."""
+    return {
+        "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])},
+        "data": {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size", "sha256")},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class Trainer:
+    """A model in training: the optimizer, the data, and the state that a checkpoint holds.
+
+    `optimizer.iterations` counts the steps, and whatever depends on the step (schedules, noise, which window is read, how
+    much of the memory is filled) depends on this count alone; so a run resumes at any step exactly.
+
+    Args:
+      data_dir: what make_data.sh made.
+      metadata: its metadata.
+      jit_compile: compile the step with XLA.
+    """
+
+    def __init__(self, data_dir: Path, metadata: dict, jit_compile: bool):
+        self.metadata, self._data_dir = metadata, data_dir
+        self.steps_per_epoch = metadata["splits"]["train"]["steps"]
+        self.total_steps = EPOCHS.value * self.steps_per_epoch
+        self.last_step = min(MAX_STEPS.value or self.total_steps, self.total_steps)
+        self._learning_rate_at = learning_rate_schedule(MAX_LR.value, WARMUP_STEPS.value, self.total_steps)
+        self._tau_at = tau_schedule(TAU_START.value, TAU_END.value, self.total_steps)
+        self._strategy = tf.distribute.get_strategy()
+        with self._strategy.scope():
+            self.model = build_model(metadata["vocab_size"], static_shapes=jit_compile)
+            self.model.softmax.start_from(read_counts(data_dir / "unigram_counts.txt"))
+            self._optimizer = build_optimizer(self._learning_rate_at)
+            self._optimizer.build(self.model.trainable_variables)
+        totals = {name: tf.Variable(0.0, dtype=tf.float64) for name in ("epoch_nll", "epoch_targets", "seconds", "targets")}
+        memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
+        self.state = tf.train.Checkpoint(model=self.model, optimizer=self._optimizer, memory=memory, **totals)
+        self._iterator = self._memory = None  # on the replicas, while training goes on
+        self._update_compiled = tf.function(self._update, jit_compile=jit_compile or None)
+        self._score_compiled = tf.function(self._score, jit_compile=jit_compile or None)
+
+    @property
+    def step(self) -> int:
+        return int(self._optimizer.iterations)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._learning_rate_at(self.step))
+
+    @property
+    def tau(self) -> float:
+        return float(self.model.temperature(self._tau_at(self.step)))
+
+    def train(self, num_steps: int) -> tuple[float, float, float]:
+        """Trains `num_steps` steps in one call. Returns the mean loss, the number of targets and the seconds it took."""
+        if self._iterator is None:
+            self._iterator = iter(self._windows("train", first=self.step % self.steps_per_epoch))
+            self._memory = self._split_rows(self.state.memory)
+        if self.step % self.steps_per_epoch == 0:
+            self.state.epoch_nll.assign(0.0)
+            self.state.epoch_targets.assign(0.0)
+        start = time.perf_counter()
+        nll, targets, self._memory = self._train_steps(self._iterator, self._memory, tf.constant(num_steps))
+        nll, targets = float(nll), float(targets)
+        seconds = time.perf_counter() - start
+        self.state.memory.assign(self._strategy.gather(self._memory, axis=1))
+        for name, value in {"epoch_nll": nll, "epoch_targets": targets, "seconds": seconds, "targets": targets}.items():
+            getattr(self.state, name).assign_add(value)
+        return self._finite(nll / targets), targets, seconds
+
+    def evaluate(self, split: str) -> dict:
+        """The metrics of every target of a split, without noise."""
+        memory = self._split_rows(tf.zeros_like(self.state.memory))
+        nll, targets = self._total(self._windows(split), memory, tf.constant(self.tau))
+        return metrics(self._finite(float(nll / targets)), self.metadata["splits"][split])
+
+    def epoch_metrics(self) -> dict:
+        """The metrics of the steps of the last epoch as they were trained, with noise and dropout."""
+        return metrics(float(self.state.epoch_nll / self.state.epoch_targets), self.metadata["splits"]["train"])
+
+    def _update(self, window, memory):
+        """One step on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D]."""
+        replica = tf.distribute.get_replica_context()
+        step = tf.convert_to_tensor(self._optimizer.iterations.value)
+        draws = Draws(SEED.value, step, replica.replica_id_in_sync_group)
+        filled = filled_memory(self.model, window, step % self.steps_per_epoch)
+        with tf.GradientTape() as tape:
+            nll, targets, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
+            loss = nll / replica.all_reduce("sum", targets)
+        self._optimizer.apply(tape.gradient(loss, self.model.trainable_variables), self.model.trainable_variables)
+        return nll, targets, memory
+
+    def _score(self, window, memory, number, tau):
+        return window_nll(self.model, window, memory, filled_memory(self.model, window, number), tau)
+
+    @tf.function
+    def _train_steps(self, iterator, memory, num_steps):
+        total_nll = total_targets = tf.zeros([], tf.float64)
+        for _ in tf.range(num_steps):
+            nll, targets, memory = self._strategy.run(self._update_compiled, args=(next(iterator), memory))
+            total_nll += self._sum(nll)
+            total_targets += self._sum(targets)
+        return total_nll, total_targets, memory
+
+    @tf.function
+    def _total(self, windows, memory, tau):
+        total_nll = total_targets = tf.zeros([], tf.float64)
+        number = tf.zeros([], tf.int32)
+        for window in windows:
+            nll, targets, memory = self._strategy.run(self._score_compiled, args=(window, memory, number, tau))
+            total_nll += self._sum(nll)
+            total_targets += self._sum(targets)
+            number += 1
+        return total_nll, total_targets
+
+    def _sum(self, value):
+        return tf.cast(self._strategy.reduce("sum", value, axis=None), tf.float64)
+
+    def _windows(self, split: str, first: int | None = None):
+        """The windows of a split once, or from window `first` on without end."""
+        dataset = data_utils.load_windows(self._data_dir, split, self.metadata)
+        if first is not None:
+            dataset = dataset.repeat().skip(first)
+        return self._strategy.experimental_distribute_dataset(dataset.prefetch(tf.data.AUTOTUNE))
+
+    def _split_rows(self, memory):
+        """Gives each replica its rows of a memory [A, B, M, D]."""
+        parts = tf.split(memory, self._strategy.num_replicas_in_sync, axis=1)
+        return self._strategy.experimental_distribute_values_from_function(lambda context: parts[context.replica_id_in_sync_group])
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {self.step:,}: stopped, the last checkpoint is from before; "
+                                     "a lower --max_lr or --clipnorm may help")
+        return loss
 
 
 def window_nll(model, window, memory, filled, tau, draws=None):
     """The loss of one window.
 
     Args:
+      model: the network.
       window: int32 [B, T + 1].
       memory, filled, tau, draws: as the model takes them.
 
@@ -112,68 +258,15 @@ def window_nll(model, window, memory, filled, tau, draws=None):
     return tf.reduce_sum(nll * real), tf.reduce_sum(real), memory
 
 
-def make_train_steps(strategy, model, optimizer, tau_at, steps_per_epoch: int, jit_compile: bool):
-    """A function that does many training steps in one call.
-
-    `train_steps(iterator, memory, num_steps)` returns the summed negative log-likelihood, the number of targets, and the
-    memory; `optimizer.iterations` counts the steps, and everything that depends on the step depends on it alone.
-    """
-
-    @tf.function(jit_compile=jit_compile or None)
-    def update(window, memory):
-        replica = tf.distribute.get_replica_context()
-        step = optimizer.iterations.value
-        draws = Draws(SEED.value, step, replica.replica_id_in_sync_group)
-        filled = filled_memory(model, window, step % steps_per_epoch)
-        with tf.GradientTape() as tape:
-            nll, targets, memory = window_nll(model, window, memory, filled, tau_at(step), draws)
-            loss = nll / replica.all_reduce("sum", targets)
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return nll, targets, memory
-
-    @tf.function
-    def train_steps(iterator, memory, num_steps):
-        total_nll = total_targets = tf.zeros([], tf.float64)
-        for _ in tf.range(num_steps):
-            nll, targets, memory = strategy.run(update, args=(next(iterator), memory))
-            total_nll += tf.cast(strategy.reduce("sum", nll, axis=None), tf.float64)
-            total_targets += tf.cast(strategy.reduce("sum", targets, axis=None), tf.float64)
-        return total_nll, total_targets, memory
-
-    return train_steps
-
-
-def make_evaluate(strategy, model, jit_compile: bool):
-    """A function that scores every target of a split: `evaluate(dataset, memory, tau)` returns the mean loss in nats."""
-
-    @tf.function(jit_compile=jit_compile or None)
-    def score(window, memory, number, tau):
-        return window_nll(model, window, memory, filled_memory(model, window, number), tau)
-
-    @tf.function
-    def evaluate(dataset, memory, tau):
-        total_nll = total_targets = tf.zeros([], tf.float64)
-        number = tf.zeros([], tf.int64)
-        for window in dataset:
-            nll, targets, memory = strategy.run(score, args=(window, memory, number, tau))
-            total_nll += tf.cast(strategy.reduce("sum", nll, axis=None), tf.float64)
-            total_targets += tf.cast(strategy.reduce("sum", targets, axis=None), tf.float64)
-            number += 1
-        return total_nll / total_targets
-
-    return evaluate
-
-
 def filled_memory(model, window, number):
-    """How many memory positions hold tokens at a split's window `number`."""
-    seq_len = window.shape[1] - 1
-    return tf.minimum(number * seq_len, model.mem_len)
+    """How many memory positions hold tokens at window `number` of a split, which starts with none."""
+    return tf.minimum(number * (window.shape[1] - 1), model.mem_len)
 
 
 def metrics(loss: float, split: dict) -> dict:
     """Loss in nats per token, and what does not depend on the tokenizer; `split` is the split's entry in metadata.json.
 
-    The total negative log-likelihood is taken over all targets of the split: loss * targets.
+    Word perplexity and bits per byte spread the negative log-likelihood of all targets, loss * targets, over the raw text.
     """
     total = loss * split["targets"]
     return {
@@ -184,249 +277,59 @@ def metrics(loss: float, split: dict) -> dict:
     }
 
 
-def make_state(model, optimizer, memory) -> tf.train.Checkpoint:
-    """Everything that a resumed run needs; its step is `optimizer.iterations`.
-
-    The totals are of the epoch so far (summed loss, targets) and of the run (seconds of training, targets).
-    """
-    totals = {name: tf.Variable(0.0, dtype=tf.float64, trainable=False) for name in ("epoch_nll", "epoch_targets", "seconds", "targets")}
-    return tf.train.Checkpoint(model=model, optimizer=optimizer, memory=tf.Variable(memory, trainable=False), **totals)
-
-
-def restore(state: tf.train.Checkpoint, checkpoints: tf.train.CheckpointManager):
-    """Restores the latest checkpoint, if there is one.
-
-    Raises:
-      InputError: it cannot be read, or is of another network.
-    """
-    if checkpoints.latest_checkpoint:
-        try:
-            state.restore(checkpoints.latest_checkpoint).assert_existing_objects_matched()
-        except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
-            raise InputError(f"cannot restore {checkpoints.latest_checkpoint}: {str(error).splitlines()[0]}") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run's folder
-
-
-class Run:
-    """What a run writes to its folder: config.json, training_log.log, TensorBoard events, results.json.
-
-    Raises:
-      InputError: the folder holds a run of another configuration; what differs is named.
-    """
-
-    def __init__(self, folder: Path, config: dict):
-        self.folder = folder
-        config_path = folder / "config.json"
-        if config_path.exists():
-            self._check_same(json.loads(config_path.read_text()), config)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(config_path, config)
-        console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "training_log.log")
-        console.setLevel(logging.INFO)
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._log = logging.Logger(folder.name)
-        self._log.addHandler(console)
-        self._log.addHandler(file)
-        self.note = self._log.debug  # to the file
-        self.say = self._log.info  # to the file and to the console
-        self._corpus = config["data"]["corpus"]
-        self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "valid")}
-
-    def scalars(self, split: str, step: int, values: dict):
-        """Writes numbers to TensorBoard; `train` and `valid` share a chart."""
-        with self._writers[split].as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-
-    def architecture(self, step: int, pi: np.ndarray):
-        """Writes the heat map of pi [L, K] to TensorBoard."""
-        import pictures
-
-        title = f"pi at step {step:,}, {self._corpus}"
-        with self._writers["train"].as_default(step):
-            tf.summary.image("pi", pictures.architecture_heat_map(pi, title)[None])
-
-    def configuration(self, config: dict):
-        """Writes the configuration to TensorBoard as a table."""
-        rows = "\n".join(f"| {name} | {value} |" for part in ("data", "flags") for name, value in config[part].items() if name != "sha256")
-        with self._writers["train"].as_default(0):
-            tf.summary.text("configuration", f"| setting | value |\n|---|---|\n{rows}")
-
-    def flush(self):
-        for writer in self._writers.values():
-            writer.flush()
-
-    def _check_same(self, before: dict, now: dict):
-        differences = [f"{name}: {before[part].get(name)} before, {value} now"
-                       for part in ("flags", "data") for name, value in now[part].items()
-                       if name not in FREE_FLAGS and before[part].get(name) != value]
-        if differences:
-            raise InputError(f"{self.folder} is a run of another configuration ({'; '.join(differences)}): choose another --model_name")
-
-
-def write_json(path: Path, content: dict):
-    """Writes a JSON file so that it appears complete or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-
-
-def configuration(metadata: dict) -> dict:
-    """What makes a run the run that it is: its flags and its data."""
-    return {
-        "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])},
-        "data": {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size", "sha256")},
-    }
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The experiment
 
 
-def prepare_device() -> tuple[str, bool]:
-    """Lets GPU memory grow as needed and sets the precision. Returns the device's name, and whether it is a GPU."""
-    if MIXED_PRECISION.value:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if gpus:
-        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"), True
-    return f"CPU, {os.cpu_count()} cores", False
-
-
-def split_rows(strategy, memory):
-    """Gives each replica its rows of a memory [A, B, M, D]."""
-    parts = tf.split(memory, strategy.num_replicas_in_sync, axis=1)
-    return strategy.experimental_distribute_values_from_function(lambda context: parts[context.replica_id_in_sync_group])
+def train_epoch(trainer: Trainer, run: Run):
+    """Trains to the end of the epoch or of the run, with a line in the log every `--log_every` steps."""
+    start = trainer.step
+    epoch = start // trainer.steps_per_epoch
+    end = min((epoch + 1) * trainer.steps_per_epoch, trainer.last_step)
+    run.say(f"epoch {epoch + 1} of {EPOCHS.value}, steps {start + 1:,} to {end:,} of {trainer.total_steps:,}, {trainer.metadata['corpus']}")
+    bar = keras.utils.Progbar(end - start, stateful_metrics=["loss", "perplexity"])
+    while trainer.step < end:
+        num_steps = min(LOG_EVERY.value - trainer.step % LOG_EVERY.value, end - trainer.step)
+        loss, targets, seconds = trainer.train(num_steps)
+        step, perplexity, speed = trainer.step, float(np.exp(loss)), targets / seconds
+        remaining = datetime.timedelta(seconds=round((trainer.last_step - step) * seconds / num_steps))
+        run.note(f"step {step:,}/{trainer.total_steps:,}  loss {loss:.4f}  perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  "
+                 f"tau {trainer.tau:.4f}  {speed:,.0f} tokens/s  ETA {remaining}")
+        run.scalars("train", step, {"loss": loss, "perplexity": perplexity, "learning_rate": trainer.learning_rate,
+                                    "tau": trainer.tau, "tokens_per_second": speed})
+        if SEARCH in trainer.model.architecture:
+            run.pi_scalars(step, trainer.model.pi())
+        bar.update(step - start, [("loss", loss), ("perplexity", perplexity)])
 
 
 def main(_):
     data_dir = Path(DATA_DIR.value)
     metadata = data_utils.read_metadata(data_dir)
-    device, is_gpu = prepare_device()
-    jit_compile = is_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true"
+    device, jit_compile = prepare_device()
     keras.utils.set_random_seed(SEED.value)
-    steps_per_epoch = metadata["splits"]["train"]["steps"]
-    total_steps = EPOCHS.value * steps_per_epoch
-    last_step = min(MAX_STEPS.value or total_steps, total_steps)
-
-    strategy = tf.distribute.get_strategy()
-    with strategy.scope():
-        model = build_model(metadata["vocab_size"], static_shapes=jit_compile)
-        learning_rate_at = learning_rate_schedule(MAX_LR.value, WARMUP_STEPS.value, total_steps)
-        optimizer = build_optimizer(learning_rate_at)
-        optimizer.build(model.trainable_variables)
-    tau_at = tau_schedule(TAU_START.value, TAU_END.value, total_steps)
-    train_steps = make_train_steps(strategy, model, optimizer, tau_at, steps_per_epoch, jit_compile)
-    evaluate = make_evaluate(strategy, model, jit_compile)
-
-    config = configuration(metadata)
-    run = Run(Path("logs") / MODEL_NAME.value, config)
-    state = make_state(model, optimizer, model.empty_memory(metadata["batch_size"]))
-    checkpoints = tf.train.CheckpointManager(state, str(run.folder / "checkpoints"), CHECKPOINTS_KEPT)
-    restore(state, checkpoints)
-    step = int(optimizer.iterations)
-    describe(run, config, model, device, step, total_steps)
-
-    def windows(split, first=0):
-        dataset = data_utils.load_windows(data_dir, split, metadata)
-        return strategy.experimental_distribute_dataset(dataset.skip(first).prefetch(tf.data.AUTOTUNE))
-
-    def scores(split):
-        memory = split_rows(strategy, tf.zeros_like(state.memory))
-        loss = float(evaluate(windows(split), memory, model.temperature(tau_at(step))))
-        return metrics(finite(loss, step), metadata["splits"][split])
+    trainer = Trainer(data_dir, metadata, jit_compile)
+    model, config = trainer.model, configuration(metadata)
+    run = Run(Path("logs") / MODEL_NAME.value, config, trainer.state)
+    run.describe(config, model, device, data_utils.versions())
+    if trainer.step:
+        run.say(f"resumed at step {trainer.step:,}")
+    if WARMUP_STEPS.value >= trainer.total_steps:
+        run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
 
     valid = None
-    while step < last_step:
-        epoch, step_in_epoch = divmod(step, steps_per_epoch)
-        epoch_end = min((epoch + 1) * steps_per_epoch, last_step)
-        if step_in_epoch == 0:
-            state.epoch_nll.assign(0.0)
-            state.epoch_targets.assign(0.0)
-        run.say(f"epoch {epoch + 1} of {EPOCHS.value}, steps {step + 1:,} to {epoch_end:,} of {total_steps:,}, {metadata['corpus']}")
-        bar = keras.utils.Progbar(epoch_end - step, stateful_metrics=["loss", "perplexity"])
-        bar_start = step
-        iterator, memory = iter(windows("train", step_in_epoch)), split_rows(strategy, state.memory)
-        while step < epoch_end:
-            num_steps = min(LOG_EVERY.value - step % LOG_EVERY.value, epoch_end - step)
-            start = time.perf_counter()
-            nll, targets, memory = train_steps(iterator, memory, tf.constant(num_steps))
-            nll, targets, seconds = float(nll), float(targets), time.perf_counter() - start
-            step += num_steps
-            loss = finite(nll / targets, step)
-            for total, value in ((state.epoch_nll, nll), (state.epoch_targets, targets), (state.seconds, seconds), (state.targets, targets)):
-                total.assign_add(value)
-            values = {
-                "loss": loss, "perplexity": float(np.exp(loss)), "learning_rate": float(learning_rate_at(step)),
-                "tau": float(model.temperature(tau_at(step))), "tokens_per_second": targets / seconds,
-            }
-            run.scalars("train", step, values | pi_scalars(model))
-            run.note(progress_line(step, total_steps, values, (last_step - step) * seconds / num_steps))
-            bar.update(step - bar_start, [("loss", loss), ("perplexity", values["perplexity"])])
-        state.memory.assign(strategy.gather(memory, axis=1))
-        valid = scores("valid")
-        run.scalars("valid", step, valid)
-        run.architecture(step, model.pi())
-        run.say(f"step {step:,}  " + "  ".join(f"valid {name} {value:.4g}" for name, value in valid.items()))
-        checkpoints.save(checkpoint_number=step)
+    while trainer.step < trainer.last_step:
+        train_epoch(trainer, run)
+        valid = trainer.evaluate("valid")
+        run.evaluation(trainer.step, valid, model.pi())
+        run.save(trainer.step)
 
-    results = {
-        "corpus": metadata["corpus"], "steps": step, "wall_seconds": float(state.seconds),
-        "tokens_per_second": float(state.targets / state.seconds),
-        "train": metrics(float(state.epoch_nll / state.epoch_targets), metadata["splits"]["train"]),
-        "valid": valid or scores("valid"), "test": scores("test"),
+    run.finish({
+        "corpus": metadata["corpus"], "steps": trainer.step, "wall_seconds": float(trainer.state.seconds),
+        "tokens_per_second": float(trainer.state.targets / trainer.state.seconds),
+        "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid"), "test": trainer.evaluate("test"),
         "pi": model.pi().tolist(), "architecture": [KINDS[kind] for kind in model.pi().argmax(axis=1)],
         "parameters": model.count_params(), "versions": data_utils.versions(), "device": device, "flags": config["flags"],
-    }
-    write_json(run.folder / "results.json", results)
-    for split in data_utils.corpora.SPLITS:
-        run.say(f"{split:5}  " + "  ".join(f"{name} {value:.4g}" for name, value in results[split].items()))
-    run.say(f"architecture {', '.join(results['architecture'])}; results in {run.folder / 'results.json'}")
-
-
-def finite(loss: float, step: int) -> float:
-    """The loss, if it is a number.
-
-    Raises:
-      FloatingPointError: it is infinite or NaN.
-    """
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at step {step:,}: stopped, the last checkpoint is from before; "
-                                 "a lower --max_lr or --clipnorm may help")
-    return loss
-
-
-def describe(run: Run, config: dict, model, device: str, step: int, total_steps: int):
-    """Writes to the log what is about to be trained, on what, with what."""
-    run.note("flags " + json.dumps(config["flags"]))
-    run.note("versions " + json.dumps(data_utils.versions()))
-    model.summary(line_length=80, print_fn=lambda text, line_break=False: run.note(text))
-    run.say(f"{run.folder}: {model.count_params():,} parameters, corpus {config['data']['corpus']}, on {device}")
-    if WARMUP_STEPS.value >= total_steps:
-        run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
-    if step:
-        run.say(f"resumed at step {step:,}")
-    else:
-        run.configuration(config)
-        run.architecture(0, model.pi())
-
-
-def pi_scalars(model) -> dict:
-    """pi by TensorBoard tag; nothing for a network without a search."""
-    if model.theta is None:
-        return {}
-    return {f"pi/block_{block + 1}/{kind}": value for block, row in enumerate(model.pi()) for kind, value in zip(KINDS, row)}
-
-
-def progress_line(step: int, total_steps: int, values: dict, seconds_left: float) -> str:
-    return (f"step {step:,}/{total_steps:,}  loss {values['loss']:.4f}  perplexity {values['perplexity']:.2f}  "
-            f"lr {values['learning_rate']:.3e}  tau {values['tau']:.4f}  {values['tokens_per_second']:,.0f} tokens/s  "
-            f"ETA {datetime.timedelta(seconds=round(seconds_left))}")
+    })
 
 
 if __name__ == "__main__":

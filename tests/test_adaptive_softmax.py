@@ -99,6 +99,15 @@ def test_without_cutoffs_it_is_a_softmax():
     assert len(layer.weights) == 2
 
 
+@pytest.mark.parametrize("cutoffs", [[], [10, 25]])
+def test_it_can_start_at_the_unigram_distribution(cutoffs):
+    layer = build(cutoffs)
+    counts = np.random.default_rng(3).integers(0, 1000, V)
+    layer.start_from(counts)
+    log_prob = layer.log_prob(tf.zeros([1, D])).numpy()[0]
+    assert np.allclose(np.exp(log_prob), (counts + 1) / (counts + 1).sum(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("targets", [[0, 1, 2], [11, 12, 24], [25, 49, 30]], ids=["no tail", "only the first", "only the second"])
 def test_a_tail_without_tokens(targets):
     layer = build([10, 25])

@@ -95,10 +95,10 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
 
     log = (folder / "training_log.log").read_text()
     assert re.findall(r" step ([\d,]+)/", log) == [f"{step:,}" for step in lines]
-    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid perplexity", "test ", "architecture "):
+    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid  loss", "test ", "architecture "):
         assert part in log, part
     console = capsys.readouterr().out
-    assert "epoch 2 of 2" in console and "loss" in console and "valid perplexity" in console and "Total params" not in console
+    assert "epoch 2 of 2" in console and "loss" in console and "valid  loss" in console and "Total params" not in console
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_train, data_dir):
