@@ -41,12 +41,13 @@ class AdaptiveSoftmax(keras.layers.Layer):
         self.tails = list(zip(ends, ends[1:]))  # [(first id, past the last)]
         self.head_size = ends[0]
         self.head = self._linear("head", d_model, ends[0] + len(self.tails))
-        self.projections = [self._weight(f"projection_{i}", [d_model, width]) for i, width in enumerate(widths, 1)]
+        self.projections = [self.add_weight(shape=[d_model, width], initializer="glorot_uniform", name=f"projection_{i}")
+                            for i, width in enumerate(widths, 1)]
         self.outputs = [self._linear(f"tail_{i}", width, end - first) for i, (width, (first, end)) in enumerate(zip(widths, self.tails), 1)]
         self.built = True
 
     def start_from(self, counts):
-        """Sets the biases so that prediction starts at the unigram distribution, where the weights say nothing yet.
+        """Sets the biases to the unigram distribution, where prediction then starts.
 
         Our choice, not the paper's: at a small learning rate it saves the first thousand steps.
 
@@ -107,8 +108,6 @@ class AdaptiveSoftmax(keras.layers.Layer):
         return tf.cast(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.float32) + bias
 
     def _linear(self, name, inputs, outputs):
-        bias = self.add_weight(shape=[outputs], initializer="zeros", autocast=False, name=f"{name}_bias")
-        return self._weight(f"{name}_kernel", [inputs, outputs]), bias
-
-    def _weight(self, name, shape):
-        return self.add_weight(shape=shape, initializer="glorot_uniform", name=name)
+        """Kernel and bias. The kernel starts at zero: at first the biases, `start_from`, decide alone."""
+        kernel = self.add_weight(shape=[inputs, outputs], initializer="zeros", name=f"{name}_kernel")
+        return kernel, self.add_weight(shape=[outputs], initializer="zeros", autocast=False, name=f"{name}_bias")

@@ -298,7 +298,8 @@ class PARTransformerXL(keras.Model):
         weights = iter(tf.unstack(self._sample(tau, draws)))  # S times [K]
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories = []
-        x = self.embedding(tokens) * self.d_model**0.5  # [B, T, D]
+        scale = self.d_model**0.5  # of what meets the vocabulary, so that its rows, seldom updated, learn as fast as the blocks
+        x = self.embedding(tokens) * scale  # [B, T, D]
         for block in self.blocks:
             given = {"draws": draws}
             if block.attention:
@@ -308,7 +309,7 @@ class PARTransformerXL(keras.Model):
                 given["weights"] = next(weights)
             x = block(x, **given)  # [B, T, D]
         new_memory = tf.stop_gradient(tf.stack(new_memories)) if new_memories else memory
-        return x, new_memory
+        return x * scale, new_memory
 
     def _sample(self, tau, draws):
         """The mixture weights of the S searched blocks, [S, K]."""
