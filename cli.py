@@ -1,5 +1,7 @@
 """How every command starts, and how it ends on bad input: in one line that says what is wrong, never in a traceback."""
 
+import contextlib
+import os
 import sys
 
 from absl import app, flags, logging
@@ -9,6 +11,20 @@ flags.disclaim_key_flags()  # flags defined here on behalf of a command are the 
 
 class InputError(ValueError):
     """Something the user gave cannot work; the message is one line that says what and what to do."""
+
+
+@contextlib.contextmanager
+def quiet():
+    """Drops what native libraries print while they load: TensorFlow's greeting, which no setting turns off."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def run(main):

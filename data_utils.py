@@ -18,12 +18,14 @@ from typing import Iterator
 
 import numpy as np
 import sentencepiece
-import tensorflow as tf
 from absl import flags
 
 import cli
 import corpora
 from cli import InputError
+
+with cli.quiet():
+    import tensorflow as tf
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 LINES_PER_BATCH = 512
@@ -196,6 +198,7 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
             for suffix in (".model", ".vocab"):
                 shutil.copy(sp_model_prefix + suffix, folder / f"tokenizer{suffix}")
         else:
+            print(f"training a tokenizer of {vocab_size:,} pieces")
             train_tokenizer(corpus.paths["train"], folder / "tokenizer", vocab_size, lowercase)
         tokenizer = load_tokenizer(folder / "tokenizer.model")
         splits = {}

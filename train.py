@@ -10,9 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 import cli
@@ -21,6 +19,10 @@ from cli import InputError
 from cutoffs import read_counts
 from model import KINDS, SEARCH, Draws, PARTransformerXL
 from runs import Run
+
+with cli.quiet():
+    import keras
+    import tensorflow as tf
 
 DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
