@@ -1,6 +1,6 @@
 """The output layer: adaptive softmax of Grave et al. 2017 (arXiv 1609.04309).
 
-N tokens, D model width, V vocabulary. Ids are ordered by falling frequency. The head scores the `cutoffs[0]` most frequent
+N tokens, n of them in a tail, D model width, V vocabulary. Ids are ordered by falling frequency. The head scores the `cutoffs[0]` most frequent
 ids and one entry per tail cluster; tail i projects D -> d_i, then to its ids:
 
     log p(y) = log p_head(cluster of y) + log p_tail(y | cluster)
@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cutoffs import tail_widths
+
 
 class AdaptiveSoftmax(keras.layers.Layer):
     """Negative log-likelihood of ids given hidden vectors, and the log-probabilities of all V ids.
@@ -20,8 +22,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
       d_model: D.
       vocab_size: V.
       cutoffs: the first id of each tail cluster, rising and within 1 ... V - 1; none gives a plain softmax.
-      proj_factor: tail i (from 1) has projected width d_i = max(1, D // proj_factor ** i).
-      proj_dims: the widths d_i themselves, one per tail, instead of `proj_factor`.
+      proj_factor, proj_dims: the projected widths, as `tail_widths` takes them.
       static_shapes: compute every tail for every token, as XLA needs it, instead of for the tokens that fall into it.
 
     Raises:
@@ -34,9 +35,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         ends = [*cutoffs, vocab_size]
         if ends[0] < 1 or any(a >= b for a, b in zip(ends, ends[1:])):
             raise ValueError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size {vocab_size}; cutoffs.py finds the best")
-        widths = list(proj_dims) if proj_dims else [max(1, d_model // proj_factor**i) for i in range(1, len(ends))]
-        if len(widths) != len(cutoffs) or any(width < 1 for width in widths):
-            raise ValueError(f"proj_dims {widths} must be one positive width for each of the {len(cutoffs)} tails")
+        widths = tail_widths(len(cutoffs), d_model, proj_factor, proj_dims)
         self.static_shapes = static_shapes
         self.tails = list(zip(ends, ends[1:]))  # [(first id, past the last)]
         self.head_size = ends[0]
@@ -81,11 +80,11 @@ class AdaptiveSoftmax(keras.layers.Layer):
                 tail_nll = tf.nn.sparse_softmax_cross_entropy_with_logits(label, self._tail_logits(i, hidden))  # [N]
                 nll += tf.where(inside, tail_nll, 0.0)
             else:
-                where = tf.where(inside)  # [n, 1]
-                label = tf.gather_nd(targets, where) - first  # [n]
-                logits = self._tail_logits(i, tf.gather_nd(hidden, where))  # [n, tail]
+                index = tf.where(inside)  # [n, 1]
+                label = tf.gather_nd(targets, index) - first  # [n]
+                logits = self._tail_logits(i, tf.gather_nd(hidden, index))  # [n, tail]
                 tail_nll = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)  # [n]
-                nll = tf.tensor_scatter_nd_add(nll, where, tail_nll)
+                nll = tf.tensor_scatter_nd_add(nll, index, tail_nll)
         return nll
 
     def log_prob(self, hidden):

@@ -6,7 +6,7 @@ import sys
 
 from absl import app, flags, logging
 
-flags.disclaim_key_flags()  # flags defined here on behalf of a command are the command's
+flags.disclaim_key_flags()  # `define_integers` defines the flags of the module that calls it, not of this one
 
 
 class InputError(ValueError):
@@ -44,14 +44,17 @@ def run(main):
             main(argv)
         except (InputError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     logging.set_verbosity(logging.WARNING)  # not every checkpoint written
     app.run(guarded, flags_parser=parse)
 
 
-def define_integers(name: str, help: str):
+def define_integers(name: str, default: str, help: str):
     """Defines a flag of integers, comma-separated or repeated: --name=1,2 or --name=1 --name=2."""
-    holder = flags.DEFINE_multi_string(name, [], help + " (comma-separated or repeated)")
+    holder = flags.DEFINE_multi_string(name, default, help + " (comma-separated or repeated)")
     flags.register_validator(holder, lambda texts: integers(texts) is not None, "must be integers")
     return holder
 

@@ -194,17 +194,20 @@ def from_file(path: Path, valid_fraction: float, test_fraction: float, folder: P
     A split begins at the next line end, or where lines are very long at the next space or character.
 
     Raises:
-      InputError: the file is missing or empty.
+      InputError: the file is missing, empty or not UTF-8.
     """
     if not path.is_file() or not path.stat().st_size:
         raise InputError(f"{path} is missing or empty")
+    for _ in lines(path):  # not UTF-8 is told of the file itself, not of a part
+        pass
     text = path.read_bytes()
     valid = _next_break(text, round(len(text) * (1 - valid_fraction - test_fraction)))
     test = _next_break(text, round(len(text) * (1 - test_fraction)))
     folder.mkdir(parents=True, exist_ok=True)
+    paths = {split: folder / f"{split} part of {path.name}" for split in SPLITS}
     for split, part in zip(SPLITS, (text[:valid], text[valid:test], text[test:])):
-        (folder / f"{split}.txt").write_bytes(part)
-    return Corpus(path.stem, {split: folder / f"{split}.txt" for split in SPLITS})
+        paths[split].write_bytes(part)
+    return Corpus(path.stem, paths)
 
 
 def _next_break(text: bytes, position: int) -> int:
@@ -243,4 +246,4 @@ def lines(path: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise InputError(f"{path} is not UTF-8: line {number}, byte {error.start + 1}") from None
+                raise InputError(f"{path} is not UTF-8: line {number}, byte {error.start + 1}; iconv converts") from None

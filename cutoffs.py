@@ -5,12 +5,13 @@ V vocabulary, K clusters: the head and K - 1 tails. Per token, in multiply-adds,
     head    D (cutoffs[0] + K - 1)                       evaluated for every token, with one entry per tail
     tail i  p_i n_i D / proj_factor^i                    its probability, its size, its projected width
 
-plus `fixed_cost` for each cluster. A tail's cost (P(b) - P(a)) (b - a) satisfies the quadrangle inequality, so the best
+plus `fixed_cost` for each cluster; as in the paper's model, the projection itself is left out. A tail's cost (P(b) - P(a)) (b - a) satisfies the quadrangle inequality, so the best
 start of the last tail never falls as its end grows, and dynamic programming by divide and conquer is exact in O(K V log V).
 """
 
 import sys
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from absl import flags
@@ -19,10 +20,16 @@ import cli
 from cli import InputError
 
 
-def widths(clusters: int, d_model: int, proj_factor: float, proj_dims: list[int] | None = None) -> list[float]:
-    """The width of the head and of each tail: D, then D / proj_factor^i or `proj_dims`."""
-    tails = proj_dims or [max(1, d_model // proj_factor**i) for i in range(1, clusters)]
-    return [d_model, *tails]
+def tail_widths(tails: int, d_model: int, proj_factor: int, proj_dims: Sequence[int] | None = None) -> list[int]:
+    """The projected width of each tail: D / proj_factor^i, rounded down and at least 1, or `proj_dims`.
+
+    Raises:
+      ValueError: `proj_dims` is not one positive width per tail.
+    """
+    widths = list(proj_dims) if proj_dims else [max(1, d_model // proj_factor**i) for i in range(1, tails + 1)]
+    if len(widths) != tails or any(width < 1 for width in widths):
+        raise ValueError(f"proj_dims {widths} must be one positive width for each of the {tails} tails")
+    return widths
 
 
 def expected_cost(probability: np.ndarray, cutoffs: list[int], width: list[float], fixed_cost: float = 0) -> float:
@@ -112,7 +119,7 @@ def define_flags():
     flags.DEFINE_integer("clusters", 3, "K, the head included: K - 1 cutoffs", lower_bound=1)
     flags.DEFINE_integer("d_model", 128, "D, the width of the head", lower_bound=1)
     flags.DEFINE_integer("proj_factor", 4, "tail i has width D / proj_factor^i", lower_bound=1)
-    cli.define_integers("proj_dims", "the tails' widths themselves")
+    cli.define_integers("proj_dims", "", "the tails' widths themselves")
     flags.DEFINE_float("fixed_cost", 0, "cost of a cluster beside its products, in multiply-adds per token: weighs one K against another",
                        lower_bound=0)
 
@@ -120,13 +127,13 @@ def define_flags():
 def main(_):
     FLAGS = flags.FLAGS
     counts = read_counts(Path(FLAGS.counts_file))
-    proj_dims = cli.integers(FLAGS.proj_dims)
     if FLAGS.clusters > len(counts):
         raise InputError(f"--clusters={FLAGS.clusters} is more than the {len(counts)} ids")
-    if proj_dims and (len(proj_dims) != FLAGS.clusters - 1 or min(proj_dims) < 1):
-        raise InputError(f"--proj_dims must give one positive width for each of the {FLAGS.clusters - 1} tails")
+    try:
+        width = [FLAGS.d_model, *tail_widths(FLAGS.clusters - 1, FLAGS.d_model, FLAGS.proj_factor, cli.integers(FLAGS.proj_dims))]
+    except ValueError as error:
+        raise InputError(str(error)) from None
     probability = counts / counts.sum()
-    width = widths(FLAGS.clusters, FLAGS.d_model, FLAGS.proj_factor, proj_dims)
     cutoffs = optimal_cutoffs(probability, width)
     cost = expected_cost(probability, cutoffs, width, FLAGS.fixed_cost)
     plain = expected_cost(probability, [], width, FLAGS.fixed_cost)

@@ -21,11 +21,12 @@ import sentencepiece
 from absl import flags
 
 import cli
-import corpora
-from cli import InputError
 
 with cli.quiet():
     import tensorflow as tf
+
+import corpora
+from cli import InputError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 LINES_PER_BATCH = 512
@@ -39,18 +40,19 @@ MAX_CHARS = 4096  # longer lines are cut at a space: SentencePiece's time and me
 def line_parts(path: Path) -> Iterator[tuple[str, bool]]:
     """A text line by line, long lines in parts: at most `MAX_CHARS` characters, and whether the line ends with them."""
     for line in corpora.lines(path):
-        while len(line) > MAX_CHARS:
-            end = line.rfind(" ", 1, MAX_CHARS)
-            end = MAX_CHARS if end < 0 else end
-            yield line[:end], False
-            line = line[end:]
-        yield line, True
+        start = 0
+        while len(line) - start > MAX_CHARS:
+            space = line.rfind(" ", start + 1, start + MAX_CHARS)
+            end = start + MAX_CHARS if space < 0 else space
+            yield line[start:end], False
+            start = end
+        yield line[start:], True
 
 
 def train_tokenizer(text: Path, prefix: Path, vocab_size: int, lowercase: bool):
     """Trains a unigram SentencePiece model on a text and writes `prefix`.model and `prefix`.vocab.
 
-    Pieces are numbered by falling probability, the order that the adaptive softmax builds on.
+    After the special ids, pieces are numbered by falling probability, the order that the adaptive softmax builds on.
 
     Raises:
       InputError: `vocab_size` is more or less than the text supports.
@@ -62,7 +64,7 @@ def train_tokenizer(text: Path, prefix: Path, vocab_size: int, lowercase: bool):
             model_type="unigram",
             vocab_size=vocab_size,
             normalization_rule_name="nfkc_cf" if lowercase else "nfkc",
-            user_defined_symbols=["@-@"],
+            user_defined_symbols=["@-@"],  # how WikiText-2 writes the hyphen within a word
             pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
             pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
             max_sentence_length=4 * MAX_CHARS,  # in bytes; longer ones would be left out
@@ -188,8 +190,9 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
     Raises:
       InputError: a text is empty, not UTF-8 or too short, or the vocabulary does not suit it.
     """
-    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "metadata.json").exists():
-        raise InputError(f"{output_dir} holds something else than data made here: choose another --output_dir")
+    output_dir = output_dir.resolve()
+    if foreign := _foreign_files(output_dir):
+        raise InputError(f"{output_dir} holds files that were not made here ({foreign[0]}): choose another --output_dir")
     words = {split: _count_words(path) for split, path in corpus.paths.items()}
     with _workspace(output_dir) as workspace:
         folder = workspace / "new"
@@ -207,7 +210,7 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
             counts = write_stream(text, tokenizer, add_eos, stream_path)
             needed = batch_size * (seq_len + 1)
             if counts.sum() < needed:
-                raise InputError(f"{text} is too short: {counts.sum()} tokens, and one window of --batch_size={batch_size} rows "
+                raise InputError(f"{text.name} is too short: {counts.sum()} tokens, and one window of --batch_size={batch_size} rows "
                                  f"of --seq_len={seq_len} needs {needed}")
             if split == "train":
                 np.savetxt(folder / "unigram_counts.txt", counts, fmt="%d")
@@ -220,7 +223,7 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
             print(f"{split}: {words[split]:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
         metadata = {
             "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "vocab_size": len(counts),
-            "lowercase": lowercase, "add_eos": add_eos, "splits": splits,
+            "lowercase": None if sp_model_prefix else lowercase, "add_eos": add_eos, "splits": splits,
             "sha256": {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
             "versions": versions(),
         }
@@ -232,14 +235,29 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
 
 @contextlib.contextmanager
 def _workspace(output_dir: Path) -> Iterator[Path]:
-    """An empty folder beside `output_dir`, removed afterwards; what a killed run left there is removed first."""
+    """An empty folder beside `output_dir`, removed afterwards; first, what a killed run left there is cleared up."""
     workspace = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(workspace, ignore_errors=True)
+
+    def clear():
+        if (workspace / "old").exists() and not output_dir.exists():  # stopped between the two renames
+            (workspace / "old").rename(output_dir)
+        shutil.rmtree(workspace, ignore_errors=True)
+
+    clear()
     workspace.mkdir(parents=True)
     try:
         yield workspace
     finally:
-        shutil.rmtree(workspace)
+        clear()
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """The files in a folder that are not part of the data that its metadata lists."""
+    try:
+        made = {"metadata.json", *json.loads((folder / "metadata.json").read_text())["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        made = set()
+    return sorted({str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - made)
 
 
 def read_metadata(data_dir: Path) -> dict:
@@ -250,11 +268,12 @@ def read_metadata(data_dir: Path) -> dict:
     """
     try:
         metadata = json.loads((data_dir / "metadata.json").read_text())
+        hashes = metadata["sha256"].items()
     except FileNotFoundError:
-        raise InputError(f"no data in {data_dir}: run ./make_data.sh first") from None
-    except json.JSONDecodeError as error:
+        raise InputError(f"no data in {data_dir.resolve()}: run ./make_data.sh first") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{data_dir / 'metadata.json'} is damaged ({error}): run ./make_data.sh again") from None
-    for name, sha256 in metadata["sha256"].items():
+    for name, sha256 in hashes:
         if not (data_dir / name).exists() or _sha256(data_dir / name) != sha256:
             raise InputError(f"{data_dir / name} is missing or damaged: run ./make_data.sh again")
     return metadata
@@ -276,7 +295,7 @@ def versions() -> dict:
 def _count_words(text: Path) -> int:
     words = sum(len(line.split()) for line in corpora.lines(text))
     if not words:
-        raise InputError(f"{text} is empty")
+        raise InputError(f"{text.name} is empty")
     return words
 
 
@@ -309,15 +328,15 @@ def define_flags():
     flags.DEFINE_string("output_dir", "data/tfrecords", "where the data go; data made earlier are replaced")
     flags.register_multi_flags_validator(["input_text", "input_dir"], lambda given: not all(given.values()),
                                          "--input_text and --input_dir exclude each other")
-    flags.register_multi_flags_validator(["valid_fraction", "test_fraction"], lambda given: sum(given.values()) < 1,
-                                         "--valid_fraction and --test_fraction must leave something to train on")
+    flags.register_multi_flags_validator(["valid_fraction", "test_fraction"], lambda given: min(given.values()) > 0 and sum(given.values()) < 1,
+                                         "--valid_fraction and --test_fraction must be positive and leave something to train on")
 
 
 def main(_):
     FLAGS = flags.FLAGS
     output_dir = Path(FLAGS.output_dir)
-    if FLAGS.sp_model_prefix and FLAGS["vocab_size"].present:
-        raise InputError("--sp_model_prefix brings its own vocabulary: leave --vocab_size out")
+    if FLAGS.sp_model_prefix and (FLAGS["vocab_size"].present or FLAGS["lowercase"].present):
+        raise InputError("--sp_model_prefix brings its own vocabulary and case: leave --vocab_size and --lowercase out")
     with tempfile.TemporaryDirectory() as temporary:
         if FLAGS.input_text:
             corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction, Path(temporary))

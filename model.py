@@ -3,7 +3,7 @@
 Mandava et al. 2020, "Pay Attention when Required" (arXiv 2009.04534), on Transformer-XL, Dai et al. 2019 (arXiv 1901.02860).
 
 B batch, T sequence length, M memory length, C = M + T context, D model width, H heads, F width of the dense layer,
-L blocks, S of them with a search, A of them with attention, K = 3 kinds of layer, N branches of a block, V vocabulary.
+L blocks, S of which are searched and A have attention, K = 3 kinds of layer, N branches of a block, V vocabulary.
 """
 
 from typing import Sequence
@@ -298,7 +298,9 @@ class PARTransformerXL(keras.Model):
         weights = iter(tf.unstack(self._sample(tau, draws)))  # S times [K]
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories = []
-        scale = self.d_model**0.5  # of what meets the vocabulary, so that its rows, seldom updated, learn as fast as the blocks
+        # A step of Adam moves every weight alike, but a block's output sums D of them and an embedding is one: without this
+        # factor, before the blocks and after them, what is learned of each word lags behind what is learned of all.
+        scale = self.d_model**0.5
         x = self.embedding(tokens) * scale  # [B, T, D]
         for block in self.blocks:
             given = {"draws": draws}

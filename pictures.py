@@ -3,13 +3,15 @@
 L blocks, K kinds of layer.
 """
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
+from matplotlib import pyplot
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from model import KINDS
 
-KINDS = ("attention", "dense", "identity")
+matplotlib.use("Agg")  # without a display
 
 
 def architecture_heat_map(pi: np.ndarray, title: str) -> np.ndarray:
@@ -70,4 +72,4 @@ def block_diagram():
 
 
 if __name__ == "__main__":
-    block_diagram().savefig("block.png")
+    block_diagram().savefig(Path(__file__).with_name("block.png"))

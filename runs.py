@@ -32,7 +32,7 @@ class Run:
     def __init__(self, folder: Path, config: dict, state: tf.train.Checkpoint):
         self.folder, self._corpus = folder, config["data"]["corpus"]
         if (folder / "config.json").exists():
-            self._check_same(json.loads((folder / "config.json").read_text()), config)
+            self._check_same(config)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "config.json", config)
         self._log = _open_log(folder / "training_log.log")
@@ -48,8 +48,7 @@ class Run:
         model.summary(line_length=80, print_fn=lambda text, line_break=False: self.note(text))
         self.say(f"{self.folder}: {model.count_params():,} parameters, corpus {self._corpus}, on {device}")
         if self._checkpoints.latest_checkpoint is None:
-            settings = config["flags"] | {name: value for name, value in config["data"].items() if name != "sha256"}
-            table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+            table = "\n".join(f"| {name} | {value} |" for name, value in (config["data"] | config["flags"]).items())
             with self._writers["train"].as_default(0):
                 tf.summary.text("configuration", f"| setting | value |\n|---|---|\n{table}")
             self._heat_map(0, model.pi())
@@ -78,11 +77,14 @@ class Run:
             writer.flush()
 
     def finish(self, results: dict):
-        """Writes results.json and tells what it holds."""
-        _write_json(self.folder / "results.json", results)
-        for split in ("train", "valid", "test"):
+        """Writes results.json and tells what it holds. JSON knows no infinity: a metric that overflows becomes null."""
+        splits = ("train", "valid", "test")
+        numbers = {split: {name: value if np.isfinite(value) else None for name, value in results[split].items()} for split in splits}
+        _write_json(self.folder / "results.json", results | numbers)
+        for split in splits:
             self.say(f"{split:5}  {_line(results[split])}")
-        self.say(f"architecture {', '.join(results['architecture'])}; results in {self.folder / 'results.json'}")
+        kinds = ", ".join(f"{kind} ({max(row):.2f})" for kind, row in zip(results["architecture"], results["pi"]))
+        self.say(f"most likely architecture (pi): {kinds}\nresults in {self.folder / 'results.json'}")
 
     def _heat_map(self, step: int, pi: np.ndarray):
         image = pictures.architecture_heat_map(pi, f"pi at step {step:,}, {self._corpus}")
@@ -97,7 +99,12 @@ class Run:
         except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
             raise InputError(f"cannot restore {path}: {str(error).splitlines()[0]}") from None
 
-    def _check_same(self, before: dict, now: dict):
+    def _check_same(self, now: dict):
+        try:
+            before = json.loads((self.folder / "config.json").read_text())
+            before["flags"], before["data"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.folder / 'config.json'} is damaged ({error}): choose another --model_name") from None
         differences = [f"{name}: {before[part].get(name)} before, {value} now"
                        for part in ("flags", "data") for name, value in now[part].items()
                        if name not in FREE_FLAGS and before[part].get(name) != value]

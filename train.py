@@ -4,25 +4,28 @@ B batch, T sequence length, M memory length, A blocks with attention, D model wi
 """
 
 import datetime
+import hashlib
+import json
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 import cli
+
+with cli.quiet():
+    import keras
+    import tensorflow as tf
+
 import data_utils
 from cli import InputError
 from cutoffs import read_counts
 from model import KINDS, SEARCH, Draws, PARTransformerXL
 from runs import Run
-
-with cli.quiet():
-    import keras
-    import tensorflow as tf
 
 DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
@@ -33,9 +36,9 @@ NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "attention heads", lower_bound=
 D_FFN = flags.DEFINE_integer("d_ffn", 1024, "inner width of the dense layer", lower_bound=1)
 MEM_LEN = flags.DEFINE_integer("mem_len", 16, "M, memory length", lower_bound=0)
 DROPOUT_RATE = flags.DEFINE_float("dropout_rate", 0.1, "of each branch, before its residual", lower_bound=0, upper_bound=0.99)
-CUTOFFS = cli.define_integers("cutoffs", "the first id of each tail of the adaptive softmax, the vocabulary size left out; none: a plain softmax")
+CUTOFFS = cli.define_integers("cutoffs", "250,2500", "the first id of each tail of the adaptive softmax, the vocabulary size left out; none: a plain softmax")
 PROJ_FACTOR = flags.DEFINE_integer("proj_factor", 4, "tail i is D / proj_factor^i wide", lower_bound=1)
-PROJ_DIMS = cli.define_integers("proj_dims", "the tails' widths themselves")
+PROJ_DIMS = cli.define_integers("proj_dims", "", "the tails' widths themselves")
 STRAIGHT_THROUGH = flags.DEFINE_boolean("straight_through", False, "sample one kind per block, with the gradient of the mixture")
 TAU_START = flags.DEFINE_float("tau_start", 1.0, "temperature of the Gumbel-Softmax at the start", lower_bound=1e-3)
 TAU_END = flags.DEFINE_float("tau_end", 0.1, "and at the last step", lower_bound=1e-3)
@@ -52,6 +55,7 @@ LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log, a
 JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "compile the step with XLA; auto: on a GPU")
 MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "compute in bfloat16; parameters, softmax, loss and norms stay float32")
 
+flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name), "must be letters, digits, '_', '-' and '.'")
 flags.register_multi_flags_validator(["d_model", "num_heads"], lambda f: f["d_model"] % f["num_heads"] == 0,
                                      "--d_model must be divisible by --num_heads")
 flags.register_multi_flags_validator(["architecture", "num_layers"], lambda f: len(f["architecture"]) in (1, f["num_layers"]),
@@ -64,11 +68,14 @@ flags.register_multi_flags_validator(["clipvalue", "clipnorm"], lambda f: f["cli
 # The parts that the flags describe
 
 
+def architecture() -> list[str]:
+    return ARCHITECTURE.value * (NUM_LAYERS.value if len(ARCHITECTURE.value) == 1 else 1)
+
+
 def build_model(vocab_size: int, static_shapes: bool) -> PARTransformerXL:
-    architecture = ARCHITECTURE.value * (NUM_LAYERS.value if len(ARCHITECTURE.value) == 1 else 1)
     try:
         return PARTransformerXL(
-            vocab_size, architecture, d_model=D_MODEL.value, num_heads=NUM_HEADS.value, d_ffn=D_FFN.value,
+            vocab_size, architecture(), d_model=D_MODEL.value, num_heads=NUM_HEADS.value, d_ffn=D_FFN.value,
             mem_len=MEM_LEN.value, dropout_rate=DROPOUT_RATE.value, cutoffs=cli.integers(CUTOFFS.value),
             proj_factor=PROJ_FACTOR.value, proj_dims=cli.integers(PROJ_DIMS.value), straight_through=STRAIGHT_THROUGH.value,
             trainable_tau=TAU_START.value if TAU_IS_TRAINABLE.value else None, static_shapes=static_shapes, name="par_transformer_xl")
@@ -104,10 +111,11 @@ def prepare_device() -> tuple[str, bool]:
 
 def configuration(metadata: dict) -> dict:
     """What makes a run the run that it is: its flags and its data."""
-    return {
-        "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])},
-        "data": {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size", "sha256")},
-    }
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])}
+    parsed = {"architecture": architecture(), "cutoffs": cli.integers(CUTOFFS.value), "proj_dims": cli.integers(PROJ_DIMS.value)}
+    fingerprint = hashlib.sha256(json.dumps(metadata["sha256"], sort_keys=True).encode()).hexdigest()
+    data = {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size")}
+    return {"flags": given | parsed, "data": data | {"files_sha256": fingerprint[:16]}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,7 +156,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        return int(self._optimizer.iterations)
+        return int(tf.convert_to_tensor(self._optimizer.iterations.value))
 
     @property
     def learning_rate(self) -> float:
@@ -182,7 +190,7 @@ class Trainer:
         return metrics(self._finite(float(nll / targets)), self.metadata["splits"][split])
 
     def epoch_metrics(self) -> dict:
-        """The metrics of the steps of the last epoch as they were trained, with noise and dropout."""
+        """The metrics of the last epoch as far as it was trained, with noise and dropout."""
         return metrics(float(self.state.epoch_nll / self.state.epoch_targets), self.metadata["splits"]["train"])
 
     def _update(self, window, memory):
@@ -253,6 +261,7 @@ def window_nll(model, window, memory, filled, tau, draws=None):
     Returns:
       The summed negative log-likelihood of the targets, how many they are (padding is none), and the next memory.
     """
+    window = tf.ensure_shape(window, [memory.shape[1], window.shape[1]])  # a replica's part of a batch forgets its size
     inputs, targets = window[:, :-1], tf.reshape(window[:, 1:], [-1])  # [B, T], [B T]
     hidden, memory = model(inputs, memory, filled=filled, tau=tau, draws=draws)
     nll = model.softmax(tf.reshape(hidden, [-1, hidden.shape[-1]]), targets)  # [B T]
@@ -269,14 +278,20 @@ def metrics(loss: float, split: dict) -> dict:
     """Loss in nats per token, and what does not depend on the tokenizer; `split` is the split's entry in metadata.json.
 
     Word perplexity and bits per byte spread the negative log-likelihood of all targets, loss * targets, over the raw text.
+    A language without spaces has no words worth the name, and its word perplexity may be infinite.
     """
     total = loss * split["targets"]
     return {
         "loss": loss,
-        "perplexity": float(np.exp(loss)),
-        "word_perplexity": float(np.exp(total / split["words"])),
+        "perplexity": exp(loss),
+        "word_perplexity": exp(total / split["words"]),
         "bits_per_byte": total / math.log(2) / split["bytes"],
     }
+
+
+def exp(nats: float) -> float:
+    """e^nats, infinite where that overflows."""
+    return math.exp(nats) if nats < 700 else math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,7 +308,7 @@ def train_epoch(trainer: Trainer, run: Run):
     while trainer.step < end:
         num_steps = min(LOG_EVERY.value - trainer.step % LOG_EVERY.value, end - trainer.step)
         loss, targets, seconds = trainer.train(num_steps)
-        step, perplexity, speed = trainer.step, float(np.exp(loss)), targets / seconds
+        step, perplexity, speed = trainer.step, exp(loss), targets / seconds
         remaining = datetime.timedelta(seconds=round((trainer.last_step - step) * seconds / num_steps))
         run.note(f"step {step:,}/{trainer.total_steps:,}  loss {loss:.4f}  perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  "
                  f"tau {trainer.tau:.4f}  {speed:,.0f} tokens/s  ETA {remaining}")

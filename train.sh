@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The default experiment: the SuperNet on what make_data.sh made. Flags given here come last and win: ./train.sh --epochs=1
+# (--cutoffs=250,2500 is train.py's own default, since a repetition of this flag would add to it.)
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_python "$project/requirements.txt"
-[[ " $*" == *" --cutoffs"* ]] || set -- --cutoffs=250,2500 "$@" # repeating this flag would add to it
 exec "$PYTHON" "$project/train.py" \
   --data_dir=data/tfrecords \
   --model_name=supernet \

@@ -100,12 +100,19 @@ def test_without_cutoffs_it_is_a_softmax():
 
 
 @pytest.mark.parametrize("cutoffs", [[], [10, 25]])
-def test_it_can_start_at_the_unigram_distribution(cutoffs):
-    layer = build(cutoffs)
+def test_it_can_start_at_the_unigram_distribution_whatever_the_hidden_vector(cutoffs):
+    layer = AdaptiveSoftmax(D, V, cutoffs)
     counts = np.random.default_rng(3).integers(0, 1000, V)
     layer.start_from(counts)
-    log_prob = layer.log_prob(tf.zeros([1, D])).numpy()[0]
-    assert np.allclose(np.exp(log_prob), (counts + 1) / (counts + 1).sum(), rtol=1e-5)
+    log_prob = layer.log_prob(tf.random.stateless_normal([7, D], [1, 2])).numpy()
+    assert np.allclose(np.exp(log_prob), np.tile((counts + 1) / (counts + 1).sum(), [7, 1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("static_shapes", [False, True])
+def test_static_shapes_have_no_size_that_depends_on_the_tokens(static_shapes):
+    layer = build([10, 25], static_shapes=static_shapes)
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([9, D]), tf.TensorSpec([9], tf.int32)).graph
+    assert all(output.shape.is_fully_defined() for op in graph.get_operations() for output in op.outputs if output.dtype != tf.resource) == static_shapes
 
 
 @pytest.mark.parametrize("targets", [[0, 1, 2], [11, 12, 24], [25, 49, 30]], ids=["no tail", "only the first", "only the second"])

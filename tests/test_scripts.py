@@ -43,7 +43,7 @@ def test_from_text_to_results(project):
         "train", "valid", "test", "tokenizer.model", "tokenizer.vocab", "unigram_counts.txt", "metadata.json"}
     found = run(project, "python3", "cutoffs.py", "--clusters=3", "--d_model=8")
     assert found.stdout.startswith("--cutoffs=")
-    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30", found.stdout.strip())
+    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30", "--cutoffs=10")
     assert "must rise" in one_line(trained)  # a repeated flag adds cutoffs
     trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30")
     assert trained.returncode == 0, trained.stderr
@@ -72,13 +72,17 @@ def test_the_scripts_work_from_another_folder(project, tmp_path):
 def test_mistakes_end_in_one_line(project):
     (project / "empty.txt").write_text("")
     (project / "file").write_text("")
+    (project / "latin.txt").write_bytes(b"one\ncaf\xe9\n")
+    (project / "short.txt").write_text("abcd abcd " * 20)
     write_corpus(project / "mine")
     for flags, message in [
         (["--input_text=missing.txt"], "missing.txt is missing or empty"),
         (["--input_text=empty.txt"], "empty.txt is missing or empty"),
         (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
-        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
+        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size and --lowercase out"),
+        (["--input_text=latin.txt"], "latin.txt is not UTF-8: line 2"),
+        (["--input_text=short.txt", "--vocab_size=11"], "train part of short.txt is too short"),
         (["--corpus=wikitext-2"], "cannot download WikiText-2"),
         (["--batch_size=0"], "batch_size"),
         (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),

@@ -1,7 +1,9 @@
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import cli
 import data_utils
 import train
 from cli import InputError
-from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE
 
 flags.FLAGS(["train.py"])  # the defaults; a test sets its own
 
@@ -95,7 +97,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
 
     log = (folder / "training_log.log").read_text()
     assert re.findall(r" step ([\d,]+)/", log) == [f"{step:,}" for step in lines]
-    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid  loss", "test ", "architecture "):
+    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid  loss", "test ", "most likely architecture"):
         assert part in log, part
     console = capsys.readouterr().out
     assert "epoch 2 of 2" in console and "loss" in console and "valid  loss" in console and "Total params" not in console
@@ -177,12 +179,73 @@ def test_temperature_at_its_corners():
         assert float(tau_at(tf.constant(step))) == pytest.approx(expected, rel=1e-5)
 
 
-def test_memory_fills_up_and_starts_empty_each_epoch():
-    class Model:
-        mem_len = 20
+def test_evaluation_and_the_start_of_an_epoch_equal_a_plain_loop(data_dir):
+    metadata = data_utils.read_metadata(data_dir)
+    steps = metadata["splits"]["train"]["steps"]
+    with flagsaver.flagsaver(**TINY | {"dropout_rate": 0.0, "architecture": ["attention"], "opt_name": "sgd", "max_lr": 0.0}):
+        trainer = train.Trainer(data_dir, metadata, jit_compile=False)
+        trainer.model.softmax.head[0].assign(np.random.default_rng(0).normal(size=trainer.model.softmax.head[0].shape))
+        plain = {}
+        for split in ("train", "valid"):
+            memory, total, targets, losses = trainer.state.memory * 0, 0.0, 0.0, []
+            for number, window in enumerate(data_utils.load_windows(data_dir, split, metadata)):
+                filled = min(number * SEQ_LEN, TINY["mem_len"])
+                nll, count, memory = train.window_nll(trainer.model, window, memory, filled, 1.0)
+                total, targets, losses = total + float(nll), targets + float(count), losses + [float(nll / count)]
+            plain[split] = total / targets, targets, losses
+        valid = trainer.evaluate("valid")
+        assert valid["loss"] == pytest.approx(plain["valid"][0], rel=1e-5)
+        assert plain["valid"][1] == metadata["splits"]["valid"]["targets"]
+        trained = [trainer.train(1)[0] for _ in range(4)] + [trainer.train(steps - 4)[0]] + [trainer.train(1)[0] for _ in range(4)]
+    assert trained[:4] == pytest.approx(plain["train"][2][:4], rel=1e-5)  # nothing is learned at a learning rate of 0 ...
+    assert trained[5:] == pytest.approx(plain["train"][2][:4], rel=1e-5)  # ... so the next epoch, with empty memory, is the same
+    assert len(set(trained[:4])) == 4
 
-    window = tf.zeros([2, 9])
-    assert [int(train.filled_memory(Model, window, number)) for number in range(5)] == [0, 8, 16, 20, 20]
+
+def test_an_infinite_metric_is_null_in_json(run_train, monkeypatch):
+    monkeypatch.setattr(train, "exp", lambda nats: math.inf)
+    results = (run_train(max_steps=3) / "results.json").read_text()
+    assert "Infinity" not in results and json.loads(results)["valid"]["word_perplexity"] is None
+    assert train.metrics(9.0, {"targets": 10_000, "words": 1, "bytes": 30_000})["bits_per_byte"] == pytest.approx(3 / math.log(2))
+
+
+def test_exp_overflows_to_infinity():
+    assert train.exp(1.0) == pytest.approx(math.e) and train.exp(1e6) == math.inf
+
+
+def test_the_flags_reach_the_model_and_the_optimizer():
+    with flagsaver.flagsaver(**TINY | dict(opt_name="adamw", clipnorm=0.5, proj_dims=["4,3"], dropout_rate=0.3, straight_through=True)):
+        net, optimizer = train.build_model(VOCAB_SIZE, static_shapes=True), train.build_optimizer(0.1)
+    assert isinstance(optimizer, keras.optimizers.AdamW) and optimizer.clipnorm == 0.5 and optimizer.clipvalue is None
+    assert [variable.shape[1] for variable in net.softmax.projections] == [4, 3] and net.softmax.static_shapes
+    assert net.straight_through and [block.dropout_rate for block in net.blocks] == [0.3, 0.3]
+    with flagsaver.flagsaver(opt_name="sgd", clipvalue=0.25):
+        optimizer = train.build_optimizer(0.1)
+    assert isinstance(optimizer, keras.optimizers.SGD) and optimizer.clipvalue == 0.25 and optimizer.clipnorm is None
+
+
+REPLICAS = """
+import sys
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from pathlib import Path
+import keras
+from absl import flags
+import data_utils, train
+flags.FLAGS(["train.py", "--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--dropout_rate=0", "--max_lr=0.01", "--warmup_steps=2"])
+data_dir = Path(sys.argv[1])
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile=False)
+        print(*[trainer.train(3)[0] for _ in range(4)], trainer.evaluate("valid")["loss"], trainer.step)
+"""
+
+
+def test_two_replicas_equal_one(data_dir):
+    done = subprocess.run([sys.executable, "-c", REPLICAS, data_dir], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    one, two = ([float(number) for number in line.split()] for line in done.stdout.splitlines()[-2:])
+    assert one[-1] == two[-1] == 12 and one == pytest.approx(two, rel=1e-5)
 
 
 def test_padding_carries_no_loss(run_train, data_dir):
@@ -246,8 +309,16 @@ def test_settings_that_do_not_fit_the_data_are_refused(run_train):
         assert "\n" not in str(error.value)
 
 
+def test_a_damaged_configuration_is_named(run_train):
+    folder = run_train(max_steps=3)
+    for damaged in ("{", "{}", "[]"):
+        (folder / "config.json").write_text(damaged)
+        with pytest.raises(InputError, match="config.json is damaged"):
+            run_train(max_steps=3)
+
+
 @pytest.mark.parametrize("given", [
-    "--d_model=10 --num_heads=4", "--num_layers=0", "--num_layers=3 --architecture=dense,dense", "--mem_len=-1", "--d_ffn=-5", "--epochs=0",
+    "--model_name=", "--model_name=../x", "--model_name=.", "--d_model=10 --num_heads=4", "--num_layers=0", "--num_layers=3 --architecture=dense,dense", "--mem_len=-1", "--d_ffn=-5", "--epochs=0",
     "--cutoffs=a", "--dropout_rate=1.5", "--opt_name=newton", "--jit_compile=maybe", "--clipvalue=1 --clipnorm=1", "--tau_end=0", "--seed=-1",
     "--no_such_flag=1", "word"])
 def test_bad_flags_end_in_one_line_and_status_1(given, monkeypatch, capsys):
