@@ -31,8 +31,10 @@ import data_utils
 import train
 from model import SEARCH
 
+PARTS = ("train_step", "networks", "evaluation", "generation", "reading")
+
 JSON = flags.DEFINE_string("json", None, "write the figures to this file")
-ONLY = flags.DEFINE_enum("only", None, ["train_step", "networks", "evaluation", "generation", "reading"], "measure this part alone")
+ONLY = flags.DEFINE_enum("only", None, PARTS, "measure this part alone")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each part is measured", lower_bound=1)
 
 STEPS = 20  # of training, in one measurement
@@ -167,7 +169,7 @@ def main(_):
     results = {"device": device}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), jit_compile)
-        for part in [ONLY.value] if ONLY.value else ["train_step", "networks", "evaluation", "generation", "reading"]:
+        for part in [ONLY.value] if ONLY.value else PARTS:
             results[part] = getattr(bench, part)()
             print(part, json.dumps(results[part], indent=2))
     results["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

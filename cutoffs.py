@@ -5,8 +5,9 @@ V vocabulary, K clusters: the head and K - 1 tails. Per token, in multiply-adds,
     head    D (cutoffs[0] + K - 1)                       evaluated for every token, with one entry per tail
     tail i  p_i n_i D / proj_factor^i                    its probability, its size, its projected width
 
-plus `fixed_cost` for each cluster; as in the paper's model, the projection itself is left out. A tail's cost (P(b) - P(a)) (b - a) satisfies the quadrangle inequality, so the best
-start of the last tail never falls as its end grows, and dynamic programming by divide and conquer is exact in O(K V log V).
+plus `fixed_cost` for each cluster; the projection itself is left out. A tail's cost (P(b) - P(a)) (b - a) satisfies the
+quadrangle inequality, so the best start of the last tail never falls as its end grows, and dynamic programming by divide and
+conquer is exact in O(K V log V).
 """
 
 import sys

@@ -102,12 +102,11 @@ class Run:
     def _check_same(self, now: dict):
         try:
             before = json.loads((self.folder / "config.json").read_text())
-            before["flags"], before["data"]
-        except (ValueError, KeyError, TypeError) as error:
+            differences = [f"{name}: {before[part].get(name)} before, {value} now"
+                           for part in ("flags", "data") for name, value in now[part].items()
+                           if name not in FREE_FLAGS and before[part].get(name) != value]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.folder / 'config.json'} is damaged ({error}): choose another --model_name") from None
-        differences = [f"{name}: {before[part].get(name)} before, {value} now"
-                       for part in ("flags", "data") for name, value in now[part].items()
-                       if name not in FREE_FLAGS and before[part].get(name) != value]
         if differences:
             raise InputError(f"{self.folder} is a run of another configuration ({'; '.join(differences)}): choose another --model_name")
 

@@ -311,7 +311,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(run_train):
 
 def test_a_damaged_configuration_is_named(run_train):
     folder = run_train(max_steps=3)
-    for damaged in ("{", "{}", "[]"):
+    for damaged in ("{", "{}", "[]", '{"flags": 1, "data": 2}'):
         (folder / "config.json").write_text(damaged)
         with pytest.raises(InputError, match="config.json is damaged"):
             run_train(max_steps=3)
