@@ -1,6 +1,6 @@
 """The output layer: adaptive softmax of Grave et al. 2017 (arXiv 1609.04309).
 
-N tokens, n of them in a tail, D model width, V vocabulary. Ids are ordered by falling frequency. The head scores the
+N tokens, n of them in a tail, I inputs and O outputs of a linear layer, D model width, V vocabulary. Ids are ordered by falling frequency. The head scores the
 `cutoffs[0]` most frequent ids and one entry per tail cluster; tail i projects D -> d_i, then to its ids:
 
     log p(y) = log p_head(cluster of y) + log p_tail(y | cluster)
@@ -13,6 +13,40 @@ import numpy as np
 import tensorflow as tf
 
 from cutoffs import tail_widths
+
+
+def with_one(x):
+    """x [N, I] with a one at the end of each row, [N, I + 1], for kernels whose last row is the bias."""
+    return tf.pad(x, [[0, 0], [0, 1]], constant_values=1)
+
+
+@tf.custom_gradient
+def linear_cross_entropy(x, kernel, labels):
+    """The negative log-likelihood of labels under softmax(x kernel), in few passes over the logits.
+
+    The gradient of the logits, (p - onehot) dy, is never made: dy multiplies the narrow sides, and onehot is looked up there.
+
+    Args:
+      x: float32 [N, I].
+      kernel: float32 [I, O].
+      labels: int32 [N], below O.
+
+    Returns:
+      float32 [N], in nats.
+    """
+    logits = tf.matmul(x, kernel)  # [N, O]
+    p = tf.nn.softmax(logits)  # [N, O]
+    log_normaliser = tf.reduce_max(logits, axis=1) - tf.math.log(tf.reduce_max(p, axis=1))  # [N]
+    label_logits = tf.gather(logits, labels, axis=1, batch_dims=1)  # [N]
+
+    def gradient(dy):
+        dy = dy[:, None]  # [N, 1]
+        x_dy = x * dy  # [N, I]
+        dx = (tf.matmul(p, kernel, transpose_b=True) - tf.gather(tf.transpose(kernel), labels)) * dy  # [N, I]
+        labelled = tf.math.unsorted_segment_sum(x_dy, labels, kernel.shape[1])  # [O, I]
+        return dx, tf.matmul(x_dy, p, transpose_a=True) - tf.transpose(labelled), None
+
+    return log_normaliser - label_logits, gradient
 
 
 class AdaptiveSoftmax(keras.layers.Layer):
@@ -31,7 +65,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
 
     def __init__(self, d_model: int, vocab_size: int, cutoffs: Sequence[int] = (), proj_factor: int = 4,
                  proj_dims: Sequence[int] | None = None, static_shapes: bool = False, **kwargs):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(dtype="float32", **kwargs)
         ends = [*cutoffs, vocab_size]
         if ends[0] < 1 or any(a >= b for a, b in zip(ends, ends[1:])):
             raise ValueError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size {vocab_size}; cutoffs.py finds the best")
@@ -39,10 +73,10 @@ class AdaptiveSoftmax(keras.layers.Layer):
         self.static_shapes = static_shapes
         self.tails = list(zip(ends, ends[1:]))  # [(first id, past the last)]
         self.head_size = ends[0]
-        self.head = self._linear("head", d_model, ends[0] + len(self.tails))
+        self.head = self._kernel("head", d_model, ends[0] + len(self.tails))
         self.projections = [self.add_weight(shape=[d_model, width], initializer="glorot_uniform", name=f"projection_{i}")
                             for i, width in enumerate(widths, 1)]
-        self.outputs = [self._linear(f"tail_{i}", width, end - first) for i, (width, (first, end)) in enumerate(zip(widths, self.tails), 1)]
+        self.outputs = [self._kernel(f"tail_{i}", width, end - first) for i, (width, (first, end)) in enumerate(zip(widths, self.tails), 1)]
         self.built = True
 
     def start_from(self, counts):
@@ -56,8 +90,8 @@ class AdaptiveSoftmax(keras.layers.Layer):
         probability = (np.asarray(counts) + 1.0) / (np.sum(counts) + len(counts))
         tails = [probability[first:end] for first, end in self.tails]
         head = np.concatenate([probability[:self.head_size], [tail.sum() for tail in tails]])
-        for (_, bias), part in zip([self.head, *self.outputs], [head, *tails]):
-            bias.assign(np.log(part / part.sum()))
+        for kernel, part in zip([self.head, *self.outputs], [head, *tails]):
+            kernel.assign(np.vstack([kernel[:-1], np.log(part / part.sum())]))
 
     def call(self, hidden, targets):
         """The negative log-likelihood of each target.
@@ -72,41 +106,34 @@ class AdaptiveSoftmax(keras.layers.Layer):
         head_target = targets  # [N], a tail's ids replaced by its entry
         for i, (first, end) in enumerate(self.tails):
             head_target = tf.where((targets >= first) & (targets < end), self.head_size + i, head_target)
-        nll = tf.nn.sparse_softmax_cross_entropy_with_logits(head_target, self._head_logits(hidden))  # [N]
+        nll = linear_cross_entropy(with_one(hidden), tf.convert_to_tensor(self.head), head_target)  # [N]
         for i, (first, end) in enumerate(self.tails):
             inside = (targets >= first) & (targets < end)  # [N]
+            kernel = tf.convert_to_tensor(self.outputs[i])
             if self.static_shapes:
                 label = tf.clip_by_value(targets - first, 0, end - first - 1)  # [N]
-                tail_nll = tf.nn.sparse_softmax_cross_entropy_with_logits(label, self._tail_logits(i, hidden))  # [N]
+                tail_nll = linear_cross_entropy(self._project(hidden, i), kernel, label)  # [N]
                 nll += tf.where(inside, tail_nll, 0.0)
             else:
                 index = tf.where(inside)  # [n, 1]
                 label = tf.gather_nd(targets, index) - first  # [n]
-                logits = self._tail_logits(i, tf.gather_nd(hidden, index))  # [n, tail]
-                tail_nll = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)  # [n]
+                tail_nll = linear_cross_entropy(self._project(tf.gather_nd(hidden, index), i), kernel, label)  # [n]
                 nll = tf.tensor_scatter_nd_add(nll, index, tail_nll)
         return nll
 
     def log_prob(self, hidden):
         """Log-probabilities of all ids: hidden [N, D] -> float32 [N, V]."""
-        head = tf.nn.log_softmax(self._head_logits(hidden))  # [N, head + tails]
+        head = tf.nn.log_softmax(tf.matmul(with_one(hidden), self.head))  # [N, head + tails]
         parts = [head[:, :self.head_size]]
-        for i in range(len(self.tails)):
+        for i, kernel in enumerate(self.outputs):
             entry = self.head_size + i
-            parts.append(head[:, entry:entry + 1] + tf.nn.log_softmax(self._tail_logits(i, hidden)))
+            parts.append(head[:, entry:entry + 1] + tf.nn.log_softmax(tf.matmul(self._project(hidden, i), kernel)))
         return tf.concat(parts, axis=1)
 
-    def _head_logits(self, hidden):
-        return self._apply(self.head, hidden)
+    def _project(self, hidden, i):
+        """What the kernel of tail i takes: [N, d_i + 1]."""
+        return with_one(tf.matmul(hidden, self.projections[i]))
 
-    def _tail_logits(self, i, hidden):
-        return self._apply(self.outputs[i], tf.matmul(hidden, tf.cast(self.projections[i], hidden.dtype)))
-
-    def _apply(self, linear, x):
-        kernel, bias = linear
-        return tf.cast(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.float32) + bias
-
-    def _linear(self, name, inputs, outputs):
-        """Kernel and bias. The kernel starts at zero: at first the biases, `start_from`, decide alone."""
-        kernel = self.add_weight(shape=[inputs, outputs], initializer="zeros", name=f"{name}_kernel")
-        return kernel, self.add_weight(shape=[outputs], initializer="zeros", autocast=False, name=f"{name}_bias")
+    def _kernel(self, name, inputs, outputs):
+        """A kernel with its bias as the last row. It starts at zero: at first the biases, `start_from`, decide alone."""
+        return self.add_weight(shape=[inputs + 1, outputs], initializer="zeros", name=name)

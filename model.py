@@ -3,9 +3,10 @@
 Mandava et al. 2020, "Pay Attention when Required" (arXiv 2009.04534), on Transformer-XL, Dai et al. 2019 (arXiv 1901.02860).
 
 B batch, T sequence length, M memory length, C = M + T context, D model width, H heads, F width of the dense layer,
-L blocks, S of which are searched and A have attention, K = 3 kinds of layer, N branches of a block, V vocabulary.
+L blocks, S of which are searched and A have attention, K = 3 kinds of layer, N = B T tokens, V vocabulary.
 """
 
+import math
 from typing import Sequence
 
 import keras
@@ -40,8 +41,11 @@ class Draws:
         return tf.cast(-tf.math.log(-tf.math.log(uniform)), tf.float32)
 
     def keep(self, place: int, shape, rate: float):
-        """A dropout mask: boolean, true with probability 1 - `rate`. Every `place` of the network has its own number."""
-        return self._bits(shape, place + 1, self._replica) >= tf.constant(round(rate * 2**32), tf.uint32)
+        """A dropout mask: boolean, true with probability 1 - `rate`, to 16 bits. Every `place` of the network has its own number."""
+        size = math.prod(shape)
+        pairs = self._bits([(size + 1) // 2], place + 1, self._replica)
+        bits = tf.reshape(tf.bitcast(pairs, tf.uint16), [-1])[:size]
+        return tf.reshape(bits, shape) >= tf.constant(round(rate * 2**16), tf.uint16)
 
     def _bits(self, shape, place, replica):
         counter = tf.stack([tf.zeros([], tf.int64), self._step * 2**32 + replica * 2**16 + place])
@@ -88,21 +92,40 @@ def score_bias(seq_len: int, mem_len: int, filled):
 
 
 def relative_shift(x):
-    """Turns scores by distance into scores by key, [B, H, T, C]: out[..., i, j] = x[..., i, j + T - 1 - i].
+    """Turns scores by distance into scores by key, [H, B, T, C + 1] -> [H, B, T, C]: out[..., i, j] = x[..., i, j + T - i].
 
-    Column c of `x` belongs to distance C - 1 - c. Where the right side lies beyond the last column, j > M + i, the result is
-    a neighbour's value, for the causal mask to remove (Dai et al. 2019, appendix B).
+    Column c of `x` belongs to distance C - c, column 0 to none. Where the right side lies beyond the last column, j > M + i,
+    the result is a neighbour's value, for the causal mask to remove (Dai et al. 2019, appendix B).
     """
-    B, H, T, C = x.shape
-    x = tf.pad(x, [[0, 0], [0, 0], [0, 0], [1, 0]])  # [B, H, T, C + 1]
-    x = tf.reshape(x, [B, H, T * (C + 1)])[:, :, T:]  # [B, H, T C]: row i now begins T - 1 - i columns later
-    return tf.reshape(x, [B, H, T, C])
+    H, B, T, width = x.shape
+    flat = tf.slice(tf.reshape(x, [H * B, T * width]), [0, T], [-1, -1])  # [H B, T C]: row i now begins T - i columns later
+    return tf.reshape(flat, [H, B, T, width - 1])
 
 
-def linear(x, kernel):
-    """x [..., I] times kernel [I, O], as one matrix product in the precision of x: [..., O]."""
-    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(kernel, x.dtype))
-    return tf.reshape(flat, [*x.shape[:-1], kernel.shape[-1]])
+def linear(x, kernel, transpose_b=False):
+    """x [..., I] times kernel [I, O], or [O, I] if transposed, as one matrix product in the precision of x: [..., O]."""
+    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(kernel, x.dtype), transpose_b=transpose_b)
+    return tf.reshape(flat, [*x.shape[:-1], flat.shape[-1]])
+
+
+@tf.custom_gradient
+def layer_norm(x, scale, offset):
+    """Layer normalisation (Ba et al. 2016, equation 4), float32: x [N, D], scale and offset [D] -> [N, D].
+
+    With normal = (x - mean) / deviation, the gradient is (g - mean(g) - normal mean(g normal)) / deviation for g = dy scale;
+    written out here it takes half the operations of automatic differentiation, and its means over D are matrix products.
+    """
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)  # [N, D]
+    inverse_deviation = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + 1e-5)  # [N, 1]
+    normal = centred * inverse_deviation  # [N, D]
+
+    def gradient(dy):
+        dy_normal = dy * normal  # [N, D]
+        mean = scale[:, None] / x.shape[-1]  # [D, 1]: dy times this is the mean of g
+        dx = (dy * scale - tf.matmul(dy, mean) - normal * tf.matmul(dy_normal, mean)) * inverse_deviation  # [N, D]
+        return dx, tf.raw_ops.BiasAddGrad(out_backprop=dy_normal), tf.raw_ops.BiasAddGrad(out_backprop=dy)  # sums over N
+
+    return normal * scale + offset, gradient
 
 
 class RelativeAttention(keras.layers.Layer):
@@ -111,7 +134,8 @@ class RelativeAttention(keras.layers.Layer):
     def __init__(self, d_model: int, num_heads: int, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.num_heads = num_heads
-        self.query_key_value = self.add_weight(shape=[d_model, 3 * d_model], initializer="glorot_uniform", name="query_key_value")
+        self.query = self.add_weight(shape=[d_model, d_model], initializer="glorot_uniform", name="query")
+        self.key_value = self.add_weight(shape=[d_model, 2 * d_model], initializer="glorot_uniform", name="key_value")
         self.position = self.add_weight(shape=[d_model, d_model], initializer="glorot_uniform", name="position")
         self.output_kernel = self.add_weight(shape=[d_model, d_model], initializer="glorot_uniform", name="output")
         self.content_bias = self.add_weight(shape=[d_model], initializer="zeros", name="content_bias")  # u
@@ -129,23 +153,25 @@ class RelativeAttention(keras.layers.Layer):
         Returns:
           [B, T, D].
         """
-        D = x.shape[-1]
-        q, k, v = tf.split(linear(x, self.query_key_value), 3, axis=-1)  # [B, T, D] each
-        memory_k, memory_v = tf.split(linear(memory, self.query_key_value[:, D:]), 2, axis=-1)  # [B, M, D] each
-        k = self._heads(tf.concat([memory_k, k], axis=1))  # [B, H, C, D/H]
-        v = self._heads(tf.concat([memory_v, v], axis=1))  # [B, H, C, D/H]
-        r = linear(tf.cast(sinusoids(bias.shape[-1], D), x.dtype), self.position)  # [C, D]
-        r = self._heads(r[None])  # [1, H, C, D/H]
-        content = tf.matmul(self._heads(q + tf.cast(self.content_bias, x.dtype)), k, transpose_b=True)  # [B, H, T, C]
-        position = tf.matmul(self._heads(q + tf.cast(self.position_bias, x.dtype)), r, transpose_b=True)  # [B, H, T, C]
-        scores = (content + relative_shift(position)) * (D // self.num_heads) ** -0.5
-        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)  # [B, H, T, C]
-        values = tf.matmul(tf.cast(weights, x.dtype), v)  # [B, H, T, D/H]
-        return linear(tf.reshape(tf.transpose(values, [0, 2, 1, 3]), x.shape), self.output_kernel)
-
-    def _heads(self, x):
-        B, length, D = x.shape
-        return tf.transpose(tf.reshape(x, [B, length, self.num_heads, D // self.num_heads]), [0, 2, 1, 3])
+        B, T, D = x.shape
+        H, C = self.num_heads, bias.shape[-1]
+        scale = (D // H) ** -0.5  # of the scores; applied to the small parameters on their left side
+        heads = lambda vector: tf.cast(tf.reshape(vector * scale, [H, 1, 1, D // H]), x.dtype)
+        context = tf.concat([memory, x], axis=1)  # [B, C, D]
+        q = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])
+        q = tf.transpose(q, [2, 0, 1, 3])  # [H, B, T, D/H]
+        k_v = tf.reshape(linear(context, self.key_value), [B, C, 2, H, D // H])
+        k, v = tf.unstack(tf.transpose(k_v, [2, 3, 0, 1, 4]))  # [H, B, C, D/H] each
+        distances = np.pad(sinusoids(C, D), [[1, 0], [0, 0]])  # [C + 1, D], with a row of zeros for `relative_shift`
+        r = linear(tf.cast(distances, x.dtype), self.position)  # [C + 1, D]
+        r = tf.transpose(tf.reshape(r, [C + 1, H, D // H]), [1, 0, 2])  # [H, C + 1, D/H]
+        content = tf.matmul(q + heads(self.content_bias), k, transpose_b=True)  # [H, B, T, C]
+        q_v = tf.reshape(q + heads(self.position_bias), [H, B * T, D // H])
+        position = tf.reshape(tf.matmul(q_v, r, transpose_b=True), [H, B, T, C + 1])
+        scores = tf.cast(content + relative_shift(position), tf.float32)  # [H, B, T, C]
+        weights = tf.nn.softmax(scores + bias)  # [H, B, T, C]
+        values = tf.matmul(tf.cast(weights, x.dtype), v)  # [H, B, T, D/H]
+        return linear(tf.reshape(tf.transpose(values, [1, 2, 0, 3]), [B, T, D]), self.output_kernel)
 
 
 class FeedForward(keras.layers.Layer):
@@ -155,70 +181,79 @@ class FeedForward(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.inner_kernel = self.add_weight(shape=[d_model, d_ffn], initializer="glorot_uniform", name="inner_kernel")
         self.inner_bias = self.add_weight(shape=[d_ffn], initializer="zeros", name="inner_bias")
-        self.outer_kernel = self.add_weight(shape=[d_ffn, d_model], initializer="glorot_uniform", name="outer_kernel")
+        self.outer_kernel = self.add_weight(shape=[d_model, d_ffn], initializer="glorot_uniform", name="outer_kernel")
         self.outer_bias = self.add_weight(shape=[d_model], initializer="zeros", name="outer_bias")
         self.built = True
 
     def call(self, x):
-        """x [B, T, D] -> [B, T, D]."""
-        inner = tf.nn.relu(linear(x, self.inner_kernel) + tf.cast(self.inner_bias, x.dtype))  # [B, T, F]
-        return linear(inner, self.outer_kernel) + tf.cast(self.outer_bias, x.dtype)
+        """x [B, T, D] -> [B, T, D]. The outer kernel is stored as [D, F], for which the product of its gradient is the faster one."""
+        inner = tf.nn.relu(tf.nn.bias_add(linear(x, self.inner_kernel), tf.cast(self.inner_bias, x.dtype)))  # [B, T, F]
+        return tf.nn.bias_add(linear(inner, self.outer_kernel, transpose_b=True), tf.cast(self.outer_bias, x.dtype))
 
 
-class StackedNorm(keras.layers.Layer):
-    """Layer normalisation (Ba et al. 2016) of N branches at once, each with its own scale and offset, in float32."""
+class LayerNorm(keras.layers.Layer):
+    """Layer normalisation, in float32."""
 
-    def __init__(self, branches: int, d_model: int, **kwargs):
+    def __init__(self, d_model: int, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.scale = self.add_weight(shape=[branches, 1, 1, d_model], initializer="ones", autocast=False, name="scale")
-        self.offset = self.add_weight(shape=[branches, 1, 1, d_model], initializer="zeros", autocast=False, name="offset")
+        self.scale = self.add_weight(shape=[d_model], initializer="ones", name="scale")
+        self.offset = self.add_weight(shape=[d_model], initializer="zeros", name="offset")
         self.built = True
 
-    def call(self, x):
-        """x [N, B, T, D] -> float32 [N, B, T, D]."""
-        mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[-1], keepdims=True)
-        return tf.nn.batch_normalization(tf.cast(x, tf.float32), mean, variance, self.offset, self.scale, 1e-5)
+    def call(self, x, weight=1.0):
+        """x [B, T, D] -> the norm of x times the scalar `weight`, [B, T, D]; weighing the D parameters instead of the result is free."""
+        flat = layer_norm(tf.reshape(x, [-1, x.shape[-1]]), self.scale * weight, self.offset * weight)  # [N, D]
+        return tf.reshape(flat, x.shape)
 
 
 class Block(keras.layers.Layer):
-    """One block: a single kind of layer, or with `search` the mixture of all of them (Mandava et al. 2020, section 3)."""
+    """One block: a single kind of layer, or with `search` the mixture of all of them (Mandava et al. 2020, section 3).
+
+    Its input, its output, residuals and norms are float32; attention and dense layer compute in the precision of the policy.
+    """
 
     def __init__(self, kind: str, place: int, d_model: int, num_heads: int, d_ffn: int, dropout_rate: float, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.kind, self.place, self.dropout_rate = kind, place, dropout_rate
-        self.attention = RelativeAttention(d_model, num_heads, name="attention") if kind in ("attention", SEARCH) else None
-        self.dense = FeedForward(d_model, d_ffn, name="dense") if kind in ("dense", SEARCH) else None
-        branches = (self.attention is not None) + (self.dense is not None)
-        self.norm = StackedNorm(branches, d_model, name="norm") if branches else None
+        self.attention = self.dense = None
+        if kind in ("attention", SEARCH):
+            self.attention = RelativeAttention(d_model, num_heads, name="attention")
+            self.attention_norm = LayerNorm(d_model, name="attention_norm")
+        if kind in ("dense", SEARCH):
+            self.dense = FeedForward(d_model, d_ffn, name="dense")
+            self.dense_norm = LayerNorm(d_model, name="dense_norm")
         self.built = True
 
     def call(self, x, memory=None, bias=None, weights=None, draws=None):
         """Applies the block.
 
         Args:
-          x: [B, T, D].
+          x: float32 [B, T, D].
           memory, bias: [B, M, D] and [T, C], for the attention.
           weights: [K], of the mixture.
           draws: the noise of dropout; None for none.
 
         Returns:
-          [B, T, D].
+          float32 [B, T, D].
         """
+        weights = tf.unstack(weights) if self.kind == SEARCH else [1.0] * len(KINDS)
+        inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
         branches = []
         if self.attention:
-            branches.append(self.attention(x, memory, bias))
+            y = self._dropout(self.attention(inner, memory, bias), draws, 2 * self.place)
+            branches.append(self.attention_norm(x + y, weight=weights[0]))
         if self.dense:
-            branches.append(self.dense(x))
-        if not branches:
-            return x
-        y = tf.stack(branches)  # [N, B, T, D]
-        if draws and self.dropout_rate:
-            y = tf.where(draws.keep(self.place, y.shape, self.dropout_rate), y / (1 - self.dropout_rate), 0)
-        y = tf.cast(self.norm(x + y), x.dtype)  # [N, B, T, D]
-        if self.kind != SEARCH:
-            return tf.squeeze(y, 0)
-        weights = tf.cast(weights, x.dtype)
-        return tf.tensordot(weights[:2], y, 1) + weights[2] * x
+            y = self._dropout(self.dense(inner), draws, 2 * self.place + 1)
+            branches.append(self.dense_norm(x + y, weight=weights[1]))
+        if self.kind in ("identity", SEARCH):
+            branches.append(x * weights[2])
+        return tf.add_n(branches)
+
+    def _dropout(self, y, draws, place):
+        y = tf.cast(y, tf.float32)
+        if not draws or not self.dropout_rate:
+            return y
+        return y * (tf.cast(draws.keep(place, y.shape, self.dropout_rate), tf.float32) / (1 - self.dropout_rate))
 
 
 class PARTransformerXL(keras.Model):
@@ -250,7 +285,7 @@ class PARTransformerXL(keras.Model):
             raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
         self.architecture, self.d_model, self.mem_len = list(architecture), d_model, mem_len
         self.straight_through = straight_through
-        self.embedding = keras.layers.Embedding(vocab_size, d_model, keras.initializers.RandomNormal(stddev=0.02), name="embedding")
+        self.embedding = keras.layers.Embedding(vocab_size, d_model, keras.initializers.RandomNormal(stddev=0.02), dtype="float32", name="embedding")
         self.embedding.build()
         self.blocks = [Block(kind, place, d_model, num_heads, d_ffn, dropout_rate, name=f"block_{place}")
                        for place, kind in enumerate(architecture)]
@@ -291,7 +326,7 @@ class PARTransformerXL(keras.Model):
           draws: the noise of training, or None: no dropout and no Gumbel noise.
 
         Returns:
-          Hidden vectors [B, T, D], and the memory for the next window, [A, B, M, D].
+          Hidden vectors, float32 [B, T, D], and the memory for the next window, [A, B, M, D].
         """
         T = tokens.shape[1]
         bias = score_bias(T, self.mem_len, filled)  # [T, C]
@@ -306,7 +341,8 @@ class PARTransformerXL(keras.Model):
             given = {"draws": draws}
             if block.attention:
                 given |= {"memory": next(memories), "bias": bias}
-                new_memories.append(tf.concat([given["memory"], x], axis=1)[:, T:])  # [B, M, D]
+                context = tf.concat([given["memory"], tf.cast(x, self.compute_dtype)], axis=1)  # [B, C, D]
+                new_memories.append(context[:, T:])  # [B, M, D]
             if block.kind == SEARCH:
                 given["weights"] = next(weights)
             x = block(x, **given)  # [B, T, D]

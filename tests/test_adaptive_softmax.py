@@ -11,14 +11,15 @@ def plain_log_prob(layer, hidden):
     """The factorisation in float64 numpy, id by id: log-probabilities [N, V]."""
     weights = {variable.name: variable.numpy().astype(np.float64) for variable in layer.weights}
 
-    def log_softmax(logits):
+    def log_softmax(x, kernel):
+        logits = x @ kernel[:-1] + kernel[-1]
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
-    head = log_softmax(hidden @ weights["head_kernel"] + weights["head_bias"])
+    head = log_softmax(hidden, weights["head"])
     result = np.zeros([len(hidden), V])
     result[:, :layer.head_size] = head[:, :layer.head_size]
     for i, (first, end) in enumerate(layer.tails):
-        tail = log_softmax(hidden @ weights[f"projection_{i + 1}"] @ weights[f"tail_{i + 1}_kernel"] + weights[f"tail_{i + 1}_bias"])
+        tail = log_softmax(hidden @ weights[f"projection_{i + 1}"], weights[f"tail_{i + 1}"])
         for y in range(first, end):
             result[:, y] = head[:, layer.head_size + i] + tail[:, y - first]
     return result
@@ -94,9 +95,9 @@ def test_weight_gradients_equal_central_differences():
 def test_without_cutoffs_it_is_a_softmax():
     layer = build([])
     hidden, targets = tf.random.stateless_normal([9, D], [1, 2]), tf.constant(range(9))
-    logits = hidden @ layer.head[0].value + layer.head[1].value
+    logits = hidden @ layer.head[:-1] + layer.head[-1]
     assert np.allclose(layer(hidden, targets), tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits), atol=1e-6)
-    assert len(layer.weights) == 2
+    assert len(layer.weights) == 1
 
 
 @pytest.mark.parametrize("cutoffs", [[], [10, 25]])

@@ -35,8 +35,10 @@ def test_the_flops_are_those_of_the_matrix_products_in_the_graph(architecture):
         graph = tf.function(lambda window, memory: train.window_nll(model, window, memory, 0, 1.0)).get_concrete_function(window, memory).graph
         every_token_in_every_tail = np.zeros(bench.VOCAB_SIZE)  # as static shapes compute it
         every_token_in_every_tail[[100, 3000]] = 1
-        mixtures = architecture.count("search") * 2 * 2 * bench.BATCH_SIZE * bench.SEQ_LEN * 16  # a sum in the form of a product
-        assert bench.step_flops(model, every_token_in_every_tail) == 3 * (matrix_product_flops(graph) - mixtures)
+        tokens, attentions = bench.BATCH_SIZE * bench.SEQ_LEN, model.num_memories
+        biases = 2 * tokens * sum(kernel.shape[1] for kernel in [model.softmax.head, *model.softmax.outputs])  # last rows of the kernels
+        padding = 2 * attentions * (tokens * 16 + 16 * 16)  # of the positions, before the relative shift
+        assert bench.step_flops(model, every_token_in_every_tail) == 3 * (matrix_product_flops(graph) - biases - padding)
 
 
 def test_zipf_data_are_data(tmp_path):

@@ -36,8 +36,8 @@ def tokens(shape, seed=0):
 
 def plain_attention(weights, x, memory, filled):
     """Dai et al. 2019, section 3.3, one query, head and key at a time, in float64."""
-    w_qkv, w_r, w_o, u, v = weights
-    w_q, w_k, w_v = w_qkv[:, :D], w_qkv[:, D:2 * D], w_qkv[:, 2 * D:]
+    w_q, w_kv, w_r, w_o, u, v = weights
+    w_k, w_v = w_kv[:, :D], w_kv[:, D:]
     width = D // H
     out = np.zeros([B, T, D])
     for b in range(B):
@@ -87,11 +87,13 @@ def test_attention_equals_the_double_loop_in_value_and_gradient(filled):
 
 
 def test_relative_shift_aligns_distances_with_keys():
-    distance = np.tile(np.arange(C - 1, -1, -1.0), [1, 1, T, 1])  # column c is distance C - 1 - c
-    shifted = model.relative_shift(tf.constant(distance)).numpy()[0, 0]
-    for i in range(T):
+    distance = np.arange(C, -1, -1.0)  # column c is distance C - c
+    several = distance + 100 * np.arange(H * B).reshape([H, B, 1, 1]) + np.zeros([T, 1])  # [H, B, T, C + 1]
+    shifted = model.relative_shift(tf.constant(several)).numpy()
+    assert shifted.shape == (H, B, T, C)
+    for h, b, i in itertools.product(range(H), range(B), range(T)):
         for j in range(M + i + 1):
-            assert shifted[i, j] == M + i - j
+            assert shifted[h, b, i, j] == M + i - j + 100 * (h * B + b)
 
 
 def test_sinusoids_are_those_of_the_distances():
@@ -112,15 +114,38 @@ def plain_norm(x, scale, offset):
     return (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + 1e-5) * scale + offset
 
 
+def test_layer_norm_equals_the_formula_in_value_and_gradient():
+    rng = np.random.default_rng(4)
+    x, scale, offset, direction = rng.normal(2, 3, size=[7, D]), rng.normal(size=D), rng.normal(size=D), rng.normal(size=[7, D])
+    tensors = [tf.constant(array, tf.float32) for array in (x, scale, offset)]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        y = model.layer_norm(*tensors)
+        loss = tf.reduce_sum(y * direction.astype(np.float32))
+    assert np.allclose(y, plain_norm(x, scale, offset), atol=1e-5)
+
+    arrays = [x, scale, offset]
+    for n, gradient in enumerate(tape.gradient(loss, tensors)):
+        expected = np.zeros_like(arrays[n])
+        for index in np.ndindex(arrays[n].shape):
+            sides = []
+            for sign in (1, -1):
+                moved = [array.copy() for array in arrays]
+                moved[n][index] += sign * 1e-6
+                sides.append((plain_norm(*moved) * direction).sum())
+            expected[index] = (sides[0] - sides[1]) / 2e-6
+        assert np.allclose(gradient, expected, atol=1e-5)
+
+
 def test_a_search_block_is_the_weighted_sum_of_its_branches():
     block = randomised(model.Block("search", 0, D, H, F, 0.0))
     rng = np.random.default_rng(2)
     x, memory = rng.normal(size=[B, T, D]), rng.normal(size=[B, M, D])
     attention = plain_attention([v.numpy().astype(np.float64) for v in block.attention.weights], x, memory, M)
     w1, b1, w2, b2 = (v.numpy() for v in block.dense.weights)
-    dense = np.maximum(x @ w1 + b1, 0) @ w2 + b2
-    scale, offset = block.norm.scale.numpy(), block.norm.offset.numpy()
-    branches = [plain_norm(x + attention, scale[0], offset[0]), plain_norm(x + dense, scale[1], offset[1]), x]
+    dense = np.maximum(x @ w1 + b1, 0) @ w2.T + b2
+    branches = [plain_norm(x + y, norm.scale.numpy(), norm.offset.numpy())
+                for y, norm in ((attention, block.attention_norm), (dense, block.dense_norm))] + [x]
     for weights in ([0.2, 0.5, 0.3], [1, 0, 0], [0, 1, 0], [0, 0, 1]):
         y = block(tf.constant(x, tf.float32), tf.constant(memory, tf.float32), model.score_bias(T, M, M), weights=tf.constant(weights, tf.float32))
         assert np.allclose(y, sum(w * branch for w, branch in zip(weights, branches)), atol=2e-5)
@@ -129,14 +154,10 @@ def test_a_search_block_is_the_weighted_sum_of_its_branches():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
     fixed, search = model.Block(kind, 0, D, H, F, 0.0), randomised(model.Block("search", 0, D, H, F, 0.0))
-    for part in ("attention", "dense"):
-        if getattr(fixed, part):
+    if kind != "identity":
+        for part in (kind, f"{kind}_norm"):
             for mine, theirs in zip(getattr(fixed, part).weights, getattr(search, part).weights):
                 mine.assign(theirs)
-    if fixed.norm:
-        row = KINDS.index(kind)
-        fixed.norm.scale.assign(search.norm.scale.numpy()[row:row + 1])
-        fixed.norm.offset.assign(search.norm.offset.numpy()[row:row + 1])
     x, memory = tf.random.stateless_normal([B, T, D], [1, 1]), tf.random.stateless_normal([B, M, D], [2, 2])
     bias, one_hot = model.score_bias(T, M, M), tf.one_hot(KINDS.index(kind), 3)
     assert np.allclose(fixed(x, memory, bias), search(x, memory, bias, weights=one_hot), atol=1e-5)
@@ -146,7 +167,7 @@ def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
 
 def test_dropout_zeroes_a_share_and_scales_the_rest():
     block = model.Block("dense", 0, D, H, F, 0.25)
-    block.dense, block.norm = tf.ones_like, tf.identity
+    block.dense, block.dense_norm = tf.ones_like, lambda x, weight: x
     x = tf.zeros([50, 40, D])
     y = block(x, draws=Draws(0, 0)).numpy()
     assert set(np.unique(y.round(5))) == {0.0, np.float32(1 / 0.75).round(5)}
@@ -313,9 +334,8 @@ def test_every_block_and_branch_has_its_own_dropout():
 
     net = network(["search", "search"], dropout_rate=0.5)
     net(tokens([B, T]), net.empty_memory(B), filled=0, draws=Recorder(0, 0))
-    branches = [mask[branch].numpy() for mask in masks for branch in range(2)]
-    assert len(branches) == 4
-    for one, other in itertools.combinations(branches, 2):
+    assert len(masks) == 4
+    for one, other in itertools.combinations([mask.numpy() for mask in masks], 2):
         assert 0.2 < (one == other).mean() < 0.8
 
 
@@ -343,7 +363,7 @@ def test_bfloat16_computes_in_bfloat16_and_scores_in_float32(jit_compile):
             return hidden, memory, tf.reduce_mean(net.softmax(tf.reshape(hidden, [-1, D]), tf.reshape(x, [-1])))
 
         hidden, memory, nll = loss(tokens([B, T]))
-        assert hidden.dtype == memory.dtype == net.compute_dtype and nll.dtype == tf.float32
+        assert memory.dtype == net.compute_dtype and hidden.dtype == nll.dtype == tf.float32
         losses.append(float(nll))
     assert half.compute_dtype == "bfloat16" and all(variable.dtype == "float32" for variable in half.weights)
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
