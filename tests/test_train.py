@@ -184,7 +184,7 @@ def test_evaluation_and_the_start_of_an_epoch_equal_a_plain_loop(data_dir):
     steps = metadata["splits"]["train"]["steps"]
     with flagsaver.flagsaver(**TINY | {"dropout_rate": 0.0, "architecture": ["attention"], "opt_name": "sgd", "max_lr": 0.0}):
         trainer = train.Trainer(data_dir, metadata, jit_compile=False)
-        trainer.model.softmax.head[0].assign(np.random.default_rng(0).normal(size=trainer.model.softmax.head[0].shape))
+        trainer.model.softmax.head.assign(np.random.default_rng(0).normal(size=trainer.model.softmax.head.shape))
         plain = {}
         for split in ("train", "valid"):
             memory, total, targets, losses = trainer.state.memory * 0, 0.0, 0.0, []
@@ -211,6 +211,27 @@ def test_an_infinite_metric_is_null_in_json(run_train, monkeypatch):
 
 def test_exp_overflows_to_infinity():
     assert train.exp(1.0) == pytest.approx(math.e) and train.exp(1e6) == math.inf
+
+
+def plain_adam(weight, gradients, rates):
+    """Kingma & Ba 2014, algorithm 1, in float64."""
+    m, v = np.zeros_like(weight), np.zeros_like(weight)
+    for t, (gradient, rate) in enumerate(zip(gradients, rates), 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        weight = weight - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+    return weight
+
+
+def test_fused_adam_is_adam():
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=[5, 3]), rng.normal(size=[6, 5, 3])
+    variable, schedule = keras.Variable(start, dtype="float32"), keras.optimizers.schedules.CosineDecay(0.1, 10)
+    optimizer = train.FusedAdam(learning_rate=schedule)
+    optimizer.build([variable])
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+    expected = plain_adam(start, gradients, [float(schedule(step)) for step in range(6)])
+    assert np.allclose(variable.numpy(), expected, atol=1e-5) and not np.allclose(start, expected, atol=0.1)
 
 
 def test_the_flags_reach_the_model_and_the_optimizer():
