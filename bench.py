@@ -1,8 +1,9 @@
-"""Measures speed: training steps, evaluation, generation and reading, beside the machine's peak in the same process.
+"""Measures speed: training, evaluation, generation, tokenizing and reading, beside the machine's peak in the same process.
 
 B batch, T sequence length, M memory length, C = M + T context, D model width, F dense width, V vocabulary. Data are random
-ids with Zipf's distribution, so nothing has to be downloaded or made; the network is the default experiment unless train.py's
-flags, which this program takes too, say otherwise.
+ids, or made-up words, with Zipf's distribution, so nothing has to be downloaded or made; the network is the default experiment
+unless train.py's flags, which this program takes too, say otherwise. The peak is what large matrix products of the same dtype,
+one for each core, reach in turn with the training steps. bfloat16 is measured where its peak is the higher one.
 
 Model FLOPs of a training step: 2 for each multiply-add, 3 products (one forward, two backward) for each matrix product, of
 which a tail's counts for the tokens that fall into it, and nothing for all else. Multiply-adds of the products, forward:
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from absl.testing import flagsaver
 
 import cli
 
@@ -31,15 +33,23 @@ import data_utils
 import train
 from model import SEARCH
 
-PARTS = ("train_step", "networks", "evaluation", "generation", "reading")
+PARTS = ("train_step", "networks", "evaluation", "generation", "tokenizing", "reading")
 
 JSON = flags.DEFINE_string("json", None, "write the figures to this file")
 ONLY = flags.DEFINE_enum("only", None, PARTS, "measure this part alone")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each part is measured", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "B, rows side by side", lower_bound=1)
+SEQ_LEN = flags.DEFINE_integer("seq_len", 32, "T, tokens per row and step", lower_bound=1)
 
-PRODUCTS = 4  # at once, to measure the peak
+NETWORKS = {  # besides the SuperNet; of six blocks
+    "attention": ["attention"] * 6,
+    "found": ["attention", "dense", "attention", "dense", "dense", "dense"],  # what the paper found: attention seldom, and early
+    "dense": ["dense"] * 6,
+}
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STEPS = 20  # of training, in one measurement
-BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 32, 32, 12_000
+VOCAB_SIZE = 12_000
+WORDS = 400_000  # of the text to tokenize
 
 
 class Bench:
@@ -48,29 +58,77 @@ class Bench:
     def __init__(self, folder: Path, jit_compile: bool):
         self._folder, self._jit_compile = folder, jit_compile
         self._metadata, self._probability = zipf_data(folder)
+        self._products = {dtype: matrix_products(dtype) for dtype in POLICIES}
+        faster = seconds(self._products["bfloat16"]) < seconds(self._products["float32"])
+        self._dtypes = ["float32", "bfloat16"] if faster else ["float32"]
 
     def train_step(self) -> dict:
-        """The training step in float32 and with mixed precision."""
-        return {"float32": self._step("float32", "float32"), "bfloat16": self._step("mixed_bfloat16", "bfloat16")}
+        """The training step, in turn with the peak."""
+        return self._each_dtype(self._train_step)
 
     def networks(self) -> dict:
-        """The training step of the fixed networks of one kind."""
-        results, searched = {}, train.ARCHITECTURE.value
-        for kind in ("attention", "dense"):
-            flags.FLAGS.architecture = [kind]
-            results[kind] = self._step("float32", "float32")
-        flags.FLAGS.architecture = searched
+        """The training step of networks without search."""
+        results = {}
+        for name, architecture in NETWORKS.items():
+            with flagsaver.flagsaver(architecture=architecture, num_layers=len(architecture)):
+                results[name] = self._each_dtype(self._train_step)
         return results
 
     def evaluation(self) -> dict:
         """Evaluation, per window."""
-        trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
-        trainer.evaluate("train")
-        steps = self._metadata["splits"]["train"]["steps"]
-        return spread([seconds(lambda: trainer.evaluate("train")) / steps for _ in range(REPEATS.value)])
+        return self._each_dtype(self._evaluation)
 
     def generation(self) -> dict:
         """The most probable next token, one at a time, for one row, with memory carried along."""
+        return self._each_dtype(self._generation)
+
+    def tokenizing(self) -> dict:
+        """Text to tokens, as make_data.sh does it."""
+        text, model, stream = (self._folder / name for name in ("text.txt", "tokenizer.model", "stream"))
+        text.write_text(zipf_text())
+        data_utils.train_tokenizer(text, model.with_suffix(""), 2000, lowercase=True)
+        tokenizer = data_utils.load_tokenizer(model)
+        num_tokens = data_utils.write_stream(text, tokenizer, False, stream).sum()
+        times = [seconds(lambda: data_utils.write_stream(text, tokenizer, False, stream)) for _ in range(REPEATS.value)]
+        return spread(times) | {"tokens_per_second": num_tokens / np.median(times)}
+
+    def reading(self) -> dict:
+        """Reading TFRecords, per window."""
+        dataset = data_utils.load_windows(self._folder, "train", self._metadata).prefetch(tf.data.AUTOTUNE)
+        steps = self._metadata["splits"]["train"]["steps"]
+        times = [seconds(lambda: dataset.reduce(0, lambda count, window: count + 1)) / steps for _ in range(REPEATS.value)]
+        return spread(times) | {"tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times)}
+
+    def _each_dtype(self, measure) -> dict:
+        results = {}
+        for dtype in self._dtypes:
+            keras.config.set_dtype_policy(POLICIES[dtype])
+            results[dtype] = measure(dtype)
+        keras.config.set_dtype_policy("float32")
+        return results
+
+    def _train_step(self, dtype: str) -> dict:
+        trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
+        trainer.train(STEPS)
+        times, peaks = [], []
+        for _ in range(REPEATS.value):
+            times.append(trainer.train(STEPS)[2] / STEPS)
+            peaks.append(train.CORES * 2 * 2048**3 / seconds(self._products[dtype]))
+        flops = step_flops(trainer.model, self._probability)
+        return spread(times) | {
+            "tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times), "gflop": flops / 1e9,
+            "gflop_per_second": flops / np.median(times) / 1e9, "peak_gflop_per_second": np.median(peaks) / 1e9,
+            "fraction_of_peak": np.median(flops / np.array(times) / np.array(peaks)),
+        }
+
+    def _evaluation(self, dtype: str) -> dict:
+        trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
+        trainer.evaluate("train")
+        steps = self._metadata["splits"]["train"]["steps"]
+        times = [seconds(lambda: trainer.evaluate("train")) / steps for _ in range(REPEATS.value)]
+        return spread(times) | {"tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times)}
+
+    def _generation(self, dtype: str) -> dict:
         model = train.build_model(VOCAB_SIZE, static_shapes=self._jit_compile)
 
         @tf.function(jit_compile=self._jit_compile or None)
@@ -80,50 +138,42 @@ class Bench:
 
         token, memory = tf.constant([[5]]), model.empty_memory(1)
         times = []
-        for _ in range(10 + 20 * REPEATS.value):
+        for _ in range(10 + 40 * REPEATS.value):
             start = time.perf_counter()
             token, memory = next_token(token, memory)
             token.numpy()
             times.append(time.perf_counter() - start)
-        return spread(times[10:]) | {f"ms_p{p}": 1e3 * float(np.percentile(times[10:], p)) for p in (95, 99)}
+        del times[:10]
+        return spread(times) | {f"ms_p{p}": 1e3 * float(np.percentile(times, p)) for p in (95, 99)} | {"tokens_per_second": 1 / np.median(times)}
 
-    def reading(self) -> dict:
-        """Reading TFRecords, per window."""
-        dataset = data_utils.load_windows(self._folder, "train", self._metadata).prefetch(tf.data.AUTOTUNE)
-        steps = self._metadata["splits"]["train"]["steps"]
-        return spread([seconds(lambda: dataset.reduce(0, lambda count, window: count + 1)) / steps for _ in range(REPEATS.value)])
 
-    def _step(self, policy: str, dtype: str) -> dict:
-        """Training in turn with a large matrix product of the same dtype, the peak."""
-        keras.config.set_dtype_policy(policy)
-        trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
-        keras.config.set_dtype_policy("float32")
-        products = matrix_products(dtype)
-        trainer.train(STEPS)
-        times, peaks = [], []
-        for _ in range(REPEATS.value):
-            times.append(trainer.train(STEPS)[2] / STEPS)
-            peaks.append(PRODUCTS * 2 * 2048**3 / seconds(products))
-        flops = step_flops(trainer.model, self._probability)
-        return spread(times) | {
-            "tokens_per_second": BATCH_SIZE * SEQ_LEN / np.median(times), "gflop": flops / 1e9,
-            "gflop_per_second": flops / np.median(times) / 1e9, "peak_gflop_per_second": np.median(peaks) / 1e9,
-            "fraction_of_peak": np.median(flops / np.array(times) / np.array(peaks)),
-        }
+def zipf(size: int) -> np.ndarray:
+    """Zipf's distribution over ranks 10, 11 ..., which suits the pieces of a tokenizer: [size]."""
+    probability = 1 / np.arange(10, 10 + size)
+    return probability / probability.sum()
 
 
 def zipf_data(folder: Path) -> tuple[dict, np.ndarray]:
     """Windows of random ids with Zipf's distribution, as make_data.sh leaves them. Returns metadata, and probabilities [V]."""
-    probability = np.concatenate([np.zeros(4), 1 / np.arange(10, 6 + VOCAB_SIZE)])  # no special ids
-    probability /= probability.sum()
-    num_tokens = BATCH_SIZE * (100 * SEQ_LEN + 1)
+    B, T, steps = BATCH_SIZE.value, SEQ_LEN.value, 100
+    probability = np.concatenate([np.zeros(4), zipf(VOCAB_SIZE - 4)])  # no special ids
+    num_tokens = B * (steps * T + 1)
     stream = np.random.default_rng(0).choice(VOCAB_SIZE, num_tokens, p=probability).astype(np.int32)
-    records = data_utils.write_records(stream, BATCH_SIZE, SEQ_LEN, 1, folder / "train")
+    records = data_utils.write_records(stream, B, T, 1, folder / "train")
     np.savetxt(folder / "unigram_counts.txt", np.bincount(stream, minlength=VOCAB_SIZE), fmt="%d")
-    split = {"steps": 100, "targets": num_tokens - BATCH_SIZE, "words": num_tokens, "bytes": num_tokens}
-    metadata = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN, "vocab_size": VOCAB_SIZE, "splits": {"train": split},
+    split = {"steps": steps, "targets": num_tokens - B, "words": num_tokens, "bytes": num_tokens}
+    metadata = {"batch_size": B, "seq_len": T, "vocab_size": VOCAB_SIZE, "splits": {"train": split},
                 "sha256": {f"train/{path.name}": "" for path in records}}
     return metadata, probability
+
+
+def zipf_text() -> str:
+    """`WORDS` words in lines of 20: 20,000 different ones, made up, with Zipf's distribution."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlcumwfgypbvkjxqz"))
+    vocabulary = ["".join(rng.choice(letters, length, p=zipf(26))) for length in rng.integers(2, 10, 20_000)]
+    words = rng.choice(vocabulary, WORDS, p=zipf(20_000))
+    return "".join(" ".join(line) + "\n" for line in words.reshape(-1, 20))
 
 
 def step_flops(model, probability: np.ndarray) -> float:
@@ -133,7 +183,7 @@ def step_flops(model, probability: np.ndarray) -> float:
       model: the network.
       probability: of each id, [V]; decides how many tokens fall into a tail.
     """
-    B, T, M, D, F = BATCH_SIZE, SEQ_LEN, model.mem_len, model.d_model, train.D_FFN.value
+    B, T, M, D, F = BATCH_SIZE.value, SEQ_LEN.value, model.mem_len, model.d_model, train.D_FFN.value
     C = M + T
     attention = B * (T * (4 * D * D + 3 * C * D) + 2 * M * D * D) + C * D * D
     dense = B * T * 2 * D * F
@@ -145,8 +195,8 @@ def step_flops(model, probability: np.ndarray) -> float:
 
 
 def matrix_products(dtype: str):
-    """A function that multiplies `PRODUCTS` pairs of 2048 x 2048 matrices side by side, which keeps all cores busy."""
-    matrices = [tf.random.stateless_normal([2048, 2048], [1, i], dtype=dtype) for i in range(PRODUCTS)]
+    """A function that multiplies matrices of 2048 x 2048, as many pairs side by side as there are cores."""
+    matrices = [tf.random.stateless_normal([2048, 2048], [1, i], dtype=dtype) for i in range(train.CORES)]
     products = tf.function(lambda: tf.add_n([tf.matmul(matrix, matrix)[0, 0] for matrix in matrices]))
     products()
     return lambda: products().numpy()
@@ -174,7 +224,9 @@ def main(_):
             results[part] = getattr(bench, part)()
             print(part, json.dumps(results[part], indent=2))
     results["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory {results['peak_memory_mib']:,.0f} MiB")
+    if tf.config.list_physical_devices("GPU"):
+        results["peak_gpu_memory_mib"] = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    print(*(f"{name} {value:,.0f}" for name, value in results.items() if name.startswith("peak")), sep="\n")
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,6 +1,7 @@
 import json
 import math
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,12 +31,12 @@ def matrix_product_flops(graph) -> int:
 def test_the_flops_are_those_of_the_matrix_products_in_the_graph(architecture):
     with flagsaver.flagsaver(**SMALL | {"architecture": architecture}):
         model = train.build_model(bench.VOCAB_SIZE, static_shapes=True)
-        window = tf.TensorSpec([bench.BATCH_SIZE, bench.SEQ_LEN + 1], tf.int32)
-        memory = tf.TensorSpec(model.empty_memory(bench.BATCH_SIZE).shape, tf.float32)
+        window = tf.TensorSpec([bench.BATCH_SIZE.value, bench.SEQ_LEN.value + 1], tf.int32)
+        memory = tf.TensorSpec(model.empty_memory(bench.BATCH_SIZE.value).shape, tf.float32)
         graph = tf.function(lambda window, memory: train.window_nll(model, window, memory, 0, 1.0)).get_concrete_function(window, memory).graph
         every_token_in_every_tail = np.zeros(bench.VOCAB_SIZE)  # as static shapes compute it
         every_token_in_every_tail[[100, 3000]] = 1
-        tokens, attentions = bench.BATCH_SIZE * bench.SEQ_LEN, model.num_memories
+        tokens, attentions = bench.BATCH_SIZE.value * bench.SEQ_LEN.value, model.num_memories
         biases = 2 * tokens * sum(kernel.shape[1] for kernel in [model.softmax.head, *model.softmax.outputs])  # last rows of the kernels
         padding = 2 * attentions * (tokens * 16 + 16 * 16)  # of the positions, before the relative shift
         assert bench.step_flops(model, every_token_in_every_tail) == 3 * (matrix_product_flops(graph) - biases - padding)
@@ -44,24 +45,40 @@ def test_the_flops_are_those_of_the_matrix_products_in_the_graph(architecture):
 def test_zipf_data_are_data(tmp_path):
     metadata, probability = bench.zipf_data(tmp_path)
     windows = list(data_utils.load_windows(tmp_path, "train", metadata).as_numpy_iterator())
-    assert len(windows) == 100 and windows[0].shape == (bench.BATCH_SIZE, bench.SEQ_LEN + 1) and min(window.min() for window in windows) >= 4
+    assert len(windows) == 100 and windows[0].shape == (bench.BATCH_SIZE.value, bench.SEQ_LEN.value + 1) and min(window.min() for window in windows) >= 4
     counts = np.loadtxt(tmp_path / "unigram_counts.txt")
     assert probability.sum() == pytest.approx(1) and counts[:4].sum() == 0 and counts[4] / counts.sum() == pytest.approx(probability[4], rel=0.1)
 
 
-def test_every_part_is_measured(tmp_path, capsys):
-    with flagsaver.flagsaver(**SMALL | {"repeats": 2, "json": str(tmp_path / "bench.json")}):
+def test_every_part_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "NETWORKS", {"dense": ["dense"], "mixed": ["attention", "identity"]})
+    monkeypatch.setattr(bench, "WORDS", 40_000)
+    with flagsaver.flagsaver(**SMALL | {"repeats": 2, "batch_size": 8, "seq_len": 16, "json": str(tmp_path / "bench.json")}):
         bench.main(None)
+        assert train.ARCHITECTURE.value == ["search"] and train.NUM_LAYERS.value == 2
     results = json.loads((tmp_path / "bench.json").read_text())
-    steps = [*results["train_step"].values(), *results["networks"].values()]
-    assert results["train_step"].keys() == {"float32", "bfloat16"} and results["networks"].keys() == {"attention", "dense"}
-    for step in steps:
-        assert 0 < step["ms_min"] <= step["ms_median"] <= step["ms_max"]
+    assert results.keys() == {"device", *bench.PARTS, "peak_memory_mib"} and results["peak_memory_mib"] > 100
+    assert results["networks"].keys() == {"dense", "mixed"}
+    for part in (results["train_step"], *results["networks"].values(), results["evaluation"], results["generation"]):
+        assert "float32" in part and part.keys() <= {"float32", "bfloat16"}
+        for figures in part.values():
+            assert 0 < figures["ms_min"] <= figures["ms_median"] <= figures["ms_max"]
+    for step in (results["train_step"]["float32"], results["networks"]["mixed"]["float32"]):
         assert step["gflop_per_second"] == pytest.approx(step["gflop"] / step["ms_median"] * 1e3)
+        assert step["tokens_per_second"] == pytest.approx(8 * 16 / step["ms_median"] * 1e3)
         assert step["fraction_of_peak"] == pytest.approx(step["gflop_per_second"] / step["peak_gflop_per_second"], rel=0.5)
-    assert results["evaluation"]["ms_median"] > 0 and results["reading"]["ms_median"] > 0 and results["peak_memory_mib"] > 100
-    assert results["generation"]["ms_median"] <= results["generation"]["ms_p95"] <= results["generation"]["ms_p99"]
-    assert train.ARCHITECTURE.value == ["search"]
+    assert results["evaluation"]["float32"]["tokens_per_second"] == pytest.approx(8 * 16 / results["evaluation"]["float32"]["ms_median"] * 1e3)
+    assert results["generation"]["float32"]["ms_median"] <= results["generation"]["float32"]["ms_p95"] <= results["generation"]["float32"]["ms_p99"]
+    assert results["tokenizing"]["tokens_per_second"] > 40_000 / results["tokenizing"]["ms_max"] * 1e3 and results["reading"]["ms_median"] > 0
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_bfloat16_is_measured_where_its_products_are_faster(faster, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "matrix_products", lambda dtype: dtype)
+    monkeypatch.setattr(bench, "seconds", lambda dtype: 2.0 if (dtype == "bfloat16") == faster else 3.0)
+    measured = bench.Bench(tmp_path, False)._each_dtype(lambda dtype: keras.config.dtype_policy().name)
+    assert measured == {"float32": "float32"} | ({"bfloat16": "mixed_bfloat16"} if faster else {})
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_one_part_alone(tmp_path):

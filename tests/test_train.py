@@ -157,6 +157,12 @@ def test_compiled_and_graph_mode_agree(run_train):
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-4)
 
 
+def test_mixed_precision_learns_as_float32_does(run_train):
+    losses = [events_of(run_train(model_name=f"mixed_{mixed}", mixed_precision=mixed, max_steps=60, log_every=20) / "train")[0]["loss"] for mixed in (True, False)]
+    assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=0.01)
+    assert losses[0] != losses[1] and losses[0][60] < losses[0][20] - 0.2
+
+
 def test_a_fixed_architecture_has_no_search(run_train):
     folder = run_train(architecture=["attention", "dense"], max_steps=3)
     results = results_of(folder)
@@ -232,6 +238,16 @@ def test_fused_adam_is_adam():
         optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
     expected = plain_adam(start, gradients, [float(schedule(step)) for step in range(6)])
     assert np.allclose(variable.numpy(), expected, atol=1e-5) and not np.allclose(start, expected, atol=0.1)
+
+
+def test_an_id_that_occurs_twice_moves_by_the_sum_of_its_gradients(data_dir):
+    with flagsaver.flagsaver(**TINY | dict(opt_name="rmsprop", max_lr=0.01, warmup_steps=0)):
+        trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile=False)
+        trainer.train(1)  # while the softmax kernels are zero, no gradient reaches the embedding
+        before = trainer.model.embedding.embeddings.numpy()
+        trainer.train(1)
+    moved = np.abs(trainer.model.embedding.embeddings.numpy() - before) / 0.01
+    assert moved.max() == pytest.approx(math.sqrt(10), rel=1e-3)  # RMSprop's first gradient: g / sqrt(0.1 g^2), whatever g
 
 
 def test_the_flags_reach_the_model_and_the_optimizer():
