@@ -1,7 +1,8 @@
 """The output layer: adaptive softmax of Grave et al. 2017 (arXiv 1609.04309).
 
-N tokens, n of them in a tail, I inputs and O outputs of a linear layer, D model width, V vocabulary. Ids are ordered by falling frequency. The head scores the
-`cutoffs[0]` most frequent ids and one entry per tail cluster; tail i projects D -> d_i, then to its ids:
+N tokens, n of them in a tail, D model width, V vocabulary, I inputs and O outputs of a kernel. Ids are ordered by falling
+frequency. The head scores the `cutoffs[0]` most frequent ids and one entry per tail cluster; tail i projects D -> d_i, then to
+its ids:
 
     log p(y) = log p_head(cluster of y) + log p_tail(y | cluster)
 """

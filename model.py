@@ -155,40 +155,53 @@ class RelativeAttention(keras.layers.Layer):
         """
         B, T, D = x.shape
         H, C = self.num_heads, bias.shape[-1]
-        scale = (D // H) ** -0.5  # of the scores; applied to the small parameters on their left side
-        heads = lambda vector: tf.cast(tf.reshape(vector * scale, [H, 1, 1, D // H]), x.dtype)
+        scale = (D // H) ** -0.5  # of the scores, applied to the small parameters on their left side
+        u, v = (tf.cast(tf.reshape(weight * scale, [H, 1, 1, D // H]), x.dtype) for weight in (self.content_bias, self.position_bias))
+        query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])
+        query = tf.transpose(query, [2, 0, 1, 3])  # [H, B, T, D/H]
         context = tf.concat([memory, x], axis=1)  # [B, C, D]
-        q = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])
-        q = tf.transpose(q, [2, 0, 1, 3])  # [H, B, T, D/H]
-        k_v = tf.reshape(linear(context, self.key_value), [B, C, 2, H, D // H])
-        k, v = tf.unstack(tf.transpose(k_v, [2, 3, 0, 1, 4]))  # [H, B, C, D/H] each
-        distances = np.pad(sinusoids(C, D), [[1, 0], [0, 0]])  # [C + 1, D], with a row of zeros for `relative_shift`
-        r = linear(tf.cast(distances, x.dtype), self.position)  # [C + 1, D]
-        r = tf.transpose(tf.reshape(r, [C + 1, H, D // H]), [1, 0, 2])  # [H, C + 1, D/H]
-        content = tf.matmul(q + heads(self.content_bias), k, transpose_b=True)  # [H, B, T, C]
-        q_v = tf.reshape(q + heads(self.position_bias), [H, B * T, D // H])
-        position = tf.reshape(tf.matmul(q_v, r, transpose_b=True), [H, B, T, C + 1])
-        scores = tf.cast(content + relative_shift(position), tf.float32)  # [H, B, T, C]
-        weights = tf.nn.softmax(scores + bias)  # [H, B, T, C]
-        values = tf.matmul(tf.cast(weights, x.dtype), v)  # [H, B, T, D/H]
-        return linear(tf.reshape(tf.transpose(values, [1, 2, 0, 3]), [B, T, D]), self.output_kernel)
+        key_value = tf.reshape(linear(context, self.key_value), [B, C, 2, H, D // H])
+        key, value = tf.unstack(tf.transpose(key_value, [2, 3, 0, 1, 4]))  # [H, B, C, D/H] each
+        distances = np.pad(sinusoids(C, D), [[1, 0], [0, 0]])  # [C + 1, D], the row of zeros for `relative_shift`
+        r = tf.reshape(linear(tf.cast(distances, x.dtype), self.position), [C + 1, H, D // H])
+        r = tf.transpose(r, [1, 0, 2])  # [H, C + 1, D/H]
+        content = tf.matmul(query + u, key, transpose_b=True)  # [H, B, T, C]
+        position = tf.matmul(tf.reshape(query + v, [H, B * T, D // H]), r, transpose_b=True)  # [H, B T, C + 1]
+        scores = content + relative_shift(tf.reshape(position, [H, B, T, C + 1]))  # [H, B, T, C]
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)  # [H, B, T, C]
+        attended = tf.transpose(tf.matmul(tf.cast(weights, x.dtype), value), [1, 2, 0, 3])  # [B, T, H, D/H]
+        return linear(tf.reshape(attended, [B, T, D]), self.output_kernel)
 
 
 class FeedForward(keras.layers.Layer):
-    """The dense layer, D -> F -> D with ReLU, at each position by itself."""
+    """The dense layer, D -> F -> D with ReLU, at each position by itself.
+
+    Its inner width is cut in two halves, which two cores compute side by side.
+    """
 
     def __init__(self, d_model: int, d_ffn: int, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.inner_kernel = self.add_weight(shape=[d_model, d_ffn], initializer="glorot_uniform", name="inner_kernel")
-        self.inner_bias = self.add_weight(shape=[d_ffn], initializer="zeros", name="inner_bias")
-        self.outer_kernel = self.add_weight(shape=[d_model, d_ffn], initializer="glorot_uniform", name="outer_kernel")
+
+        def glorot():  # uniform, of the whole layer; an initializer of its own for each weight, or they would be equal
+            limit = math.sqrt(6 / (d_model + d_ffn))
+            return keras.initializers.RandomUniform(-limit, limit)
+
+        self.halves = []
+        for i, width in enumerate((d_ffn - d_ffn // 2, d_ffn // 2)):
+            inner_kernel = self.add_weight(shape=[d_model, width], initializer=glorot(), name=f"inner_kernel_{i}")
+            inner_bias = self.add_weight(shape=[width], initializer="zeros", name=f"inner_bias_{i}")
+            outer_kernel = self.add_weight(shape=[d_model, width], initializer=glorot(), name=f"outer_kernel_{i}")  # as its gradient is fastest
+            self.halves.append((inner_kernel, inner_bias, outer_kernel))
         self.outer_bias = self.add_weight(shape=[d_model], initializer="zeros", name="outer_bias")
         self.built = True
 
     def call(self, x):
-        """x [B, T, D] -> [B, T, D]. The outer kernel is stored as [D, F], for which the product of its gradient is the faster one."""
-        inner = tf.nn.relu(tf.nn.bias_add(linear(x, self.inner_kernel), tf.cast(self.inner_bias, x.dtype)))  # [B, T, F]
-        return tf.nn.bias_add(linear(inner, self.outer_kernel, transpose_b=True), tf.cast(self.outer_bias, x.dtype))
+        """x [B, T, D] -> [B, T, D]."""
+        parts = []
+        for inner_kernel, inner_bias, outer_kernel in self.halves:
+            inner = tf.nn.relu(tf.nn.bias_add(linear(x, inner_kernel), tf.cast(inner_bias, x.dtype)))  # [B, T, F/2]
+            parts.append(linear(inner, outer_kernel, transpose_b=True))  # [B, T, D]
+        return tf.nn.bias_add(tf.add_n(parts), tf.cast(self.outer_bias, x.dtype))
 
 
 class LayerNorm(keras.layers.Layer):

@@ -58,7 +58,7 @@ MAX_STEPS = flags.DEFINE_integer("max_steps", None, "stop after so many steps; c
 SEED = flags.DEFINE_integer("seed", 0, "of initial weights, dropout and Gumbel noise", lower_bound=0, upper_bound=2**31 - 1)
 LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log, all done in one call", lower_bound=1)
 JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "compile the step with XLA; auto: on a GPU")
-MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "compute in bfloat16; parameters, softmax, loss and norms stay float32")
+MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and loss stay float32")
 
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name), "must be letters, digits, '_', '-' and '.'")
 flags.register_multi_flags_validator(["d_model", "num_heads"], lambda f: f["d_model"] % f["num_heads"] == 0,

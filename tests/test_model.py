@@ -137,15 +137,31 @@ def test_layer_norm_equals_the_formula_in_value_and_gradient():
         assert np.allclose(gradient, expected, atol=1e-5)
 
 
+def plain_dense(layer, x):
+    """D -> F -> D with ReLU, from the halves put together."""
+    w1, b1, w2 = (np.concatenate([half[n].numpy() for half in layer.halves], axis=-1) for n in range(3))
+    return np.maximum(x @ w1 + b1, 0) @ w2.T + layer.outer_bias.numpy()
+
+
+@pytest.mark.parametrize("d_ffn", [1, 7, 16])
+def test_dense_has_its_width_and_starts_as_glorot_says(d_ffn):
+    layer = model.FeedForward(D, d_ffn)
+    assert layer.count_params() == 2 * D * d_ffn + d_ffn + D
+    kernels = [np.concatenate([half[n].numpy() for half in layer.halves], axis=1) for n in (0, 2)]
+    assert all(kernel.shape == (D, d_ffn) for kernel in kernels) and len(np.unique(kernels)) == 2 * D * d_ffn  # none is drawn twice
+    limit = math.sqrt(6 / (D + d_ffn))
+    assert 0.3 * limit < np.abs(kernels).max() <= limit
+    x = tf.random.stateless_normal([B, T, D], [1, 1])
+    assert np.allclose(randomised(layer)(x), plain_dense(layer, x.numpy()), atol=1e-5)
+
+
 def test_a_search_block_is_the_weighted_sum_of_its_branches():
     block = randomised(model.Block("search", 0, D, H, F, 0.0))
     rng = np.random.default_rng(2)
     x, memory = rng.normal(size=[B, T, D]), rng.normal(size=[B, M, D])
     attention = plain_attention([v.numpy().astype(np.float64) for v in block.attention.weights], x, memory, M)
-    w1, b1, w2, b2 = (v.numpy() for v in block.dense.weights)
-    dense = np.maximum(x @ w1 + b1, 0) @ w2.T + b2
     branches = [plain_norm(x + y, norm.scale.numpy(), norm.offset.numpy())
-                for y, norm in ((attention, block.attention_norm), (dense, block.dense_norm))] + [x]
+                for y, norm in ((attention, block.attention_norm), (plain_dense(block.dense, x), block.dense_norm))] + [x]
     for weights in ([0.2, 0.5, 0.3], [1, 0, 0], [0, 1, 0], [0, 0, 1]):
         y = block(tf.constant(x, tf.float32), tf.constant(memory, tf.float32), model.score_bias(T, M, M), weights=tf.constant(weights, tf.float32))
         assert np.allclose(y, sum(w * branch for w, branch in zip(weights, branches)), atol=2e-5)
