@@ -160,7 +160,7 @@ def test_compiled_and_graph_mode_agree(run_train):
 def test_mixed_precision_learns_as_float32_does(run_train):
     losses = [events_of(run_train(model_name=f"mixed_{mixed}", mixed_precision=mixed, max_steps=60, log_every=20) / "train")[0]["loss"] for mixed in (True, False)]
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=0.01)
-    assert losses[0] != losses[1] and losses[0][60] < losses[0][20] - 0.2
+    assert losses[0] != losses[1] and losses[0][60] < losses[0][20] - 0.1
 
 
 def test_a_fixed_architecture_has_no_search(run_train):
