@@ -10,7 +10,10 @@ which a tail's counts for the tokens that fall into it, and nothing for all else
 
     attention   B (T (4 D^2 + 3 C D) + 2 M D^2) + C D^2      q, k, v, output; two scores and the values; memory's k, v; positions
     dense       B T 2 D F
-    softmax     B T (D (cutoffs[0] + tails) + sum_i p_i (D d_i + d_i n_i))
+    softmax     B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i))
+
+with the ids in the head, the number of tails, and for tail i its projected width d_i, its ids n_i and its share p_i of the tokens.
+Of train.py's flags, --data_dir and --mixed_precision have no effect here, nor --architecture and --num_layers on the networks.
 """
 
 import json
@@ -103,17 +106,17 @@ class Bench:
         results = {}
         for dtype in self._dtypes:
             keras.config.set_dtype_policy(POLICIES[dtype])
-            results[dtype] = measure(dtype)
+            results[dtype] = measure()
         keras.config.set_dtype_policy("float32")
         return results
 
-    def _train_step(self, dtype: str) -> dict:
+    def _train_step(self) -> dict:
         trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
         trainer.train(STEPS)
         times, peaks = [], []
         for _ in range(REPEATS.value):
             times.append(trainer.train(STEPS)[2] / STEPS)
-            peaks.append(train.CORES * 2 * 2048**3 / seconds(self._products[dtype]))
+            peaks.append(train.CORES * 2 * 2048**3 / seconds(self._products[trainer.model.compute_dtype]))
         flops = step_flops(trainer.model, self._probability)
         return spread(times) | {
             "tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times), "gflop": flops / 1e9,
@@ -121,14 +124,14 @@ class Bench:
             "fraction_of_peak": np.median(flops / np.array(times) / np.array(peaks)),
         }
 
-    def _evaluation(self, dtype: str) -> dict:
+    def _evaluation(self) -> dict:
         trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
         trainer.evaluate("train")
         steps = self._metadata["splits"]["train"]["steps"]
         times = [seconds(lambda: trainer.evaluate("train")) / steps for _ in range(REPEATS.value)]
         return spread(times) | {"tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times)}
 
-    def _generation(self, dtype: str) -> dict:
+    def _generation(self) -> dict:
         model = train.build_model(VOCAB_SIZE, static_shapes=self._jit_compile)
 
         @tf.function(jit_compile=self._jit_compile or None)

@@ -45,7 +45,7 @@ class Draws:
         size = math.prod(shape)
         pairs = self._bits([(size + 1) // 2], place + 1, self._replica)
         bits = tf.reshape(tf.bitcast(pairs, tf.uint16), [-1])[:size]
-        return tf.reshape(bits, shape) >= tf.constant(round(rate * 2**16), tf.uint16)
+        return tf.reshape(bits, shape) >= tf.constant(min(round(rate * 2**16), 2**16 - 1), tf.uint16)
 
     def _bits(self, shape, place, replica):
         counter = tf.stack([tf.zeros([], tf.int64), self._step * 2**32 + replica * 2**16 + place])
@@ -113,7 +113,7 @@ def layer_norm(x, scale, offset):
     """Layer normalisation (Ba et al. 2016, equation 4), float32: x [N, D], scale and offset [D] -> [N, D].
 
     With normal = (x - mean) / deviation, the gradient is (g - mean(g) - normal mean(g normal)) / deviation for g = dy scale;
-    written out here it takes half the operations of automatic differentiation, and its means over D are matrix products.
+    written out here it takes half the operations of automatic differentiation. Means over D are matrix-vector products.
     """
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)  # [N, D]
     inverse_deviation = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + 1e-5)  # [N, 1]
@@ -156,27 +156,29 @@ class RelativeAttention(keras.layers.Layer):
         B, T, D = x.shape
         H, C = self.num_heads, bias.shape[-1]
         scale = (D // H) ** -0.5  # of the scores, applied to the small parameters on their left side
-        u, v = (tf.cast(tf.reshape(weight * scale, [H, 1, 1, D // H]), x.dtype) for weight in (self.content_bias, self.position_bias))
-        query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])
+        u = tf.cast(tf.reshape(self.content_bias * scale, [H, 1, 1, D // H]), x.dtype)  # [H, 1, 1, D/H]
+        v = tf.cast(tf.reshape(self.position_bias * scale, [H, 1, 1, D // H]), x.dtype)  # [H, 1, 1, D/H]
+        query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])  # [B, T, H, D/H]
         query = tf.transpose(query, [2, 0, 1, 3])  # [H, B, T, D/H]
         context = tf.concat([memory, x], axis=1)  # [B, C, D]
-        key_value = tf.reshape(linear(context, self.key_value), [B, C, 2, H, D // H])
+        key_value = tf.reshape(linear(context, self.key_value), [B, C, 2, H, D // H])  # [B, C, 2, H, D/H]
         key, value = tf.unstack(tf.transpose(key_value, [2, 3, 0, 1, 4]))  # [H, B, C, D/H] each
         distances = np.pad(sinusoids(C, D), [[1, 0], [0, 0]])  # [C + 1, D], the row of zeros for `relative_shift`
-        r = tf.reshape(linear(tf.cast(distances, x.dtype), self.position), [C + 1, H, D // H])
+        r = tf.reshape(linear(tf.cast(distances, x.dtype), self.position), [C + 1, H, D // H])  # [C + 1, H, D/H]
         r = tf.transpose(r, [1, 0, 2])  # [H, C + 1, D/H]
         content = tf.matmul(query + u, key, transpose_b=True)  # [H, B, T, C]
         position = tf.matmul(tf.reshape(query + v, [H, B * T, D // H]), r, transpose_b=True)  # [H, B T, C + 1]
         scores = content + relative_shift(tf.reshape(position, [H, B, T, C + 1]))  # [H, B, T, C]
         weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)  # [H, B, T, C]
         attended = tf.transpose(tf.matmul(tf.cast(weights, x.dtype), value), [1, 2, 0, 3])  # [B, T, H, D/H]
-        return linear(tf.reshape(attended, [B, T, D]), self.output_kernel)
+        return linear(tf.reshape(attended, [B, T, D]), self.output_kernel)  # [B, T, D]
 
 
 class FeedForward(keras.layers.Layer):
     """The dense layer, D -> F -> D with ReLU, at each position by itself.
 
-    Its inner width is cut in two halves, which two cores compute side by side.
+    Its inner width is cut in two halves, which two cores compute side by side. An outer kernel is stored transposed: so the
+    product of its gradient is the faster one.
     """
 
     def __init__(self, d_model: int, d_ffn: int, **kwargs):
@@ -190,7 +192,7 @@ class FeedForward(keras.layers.Layer):
         for i, width in enumerate((d_ffn - d_ffn // 2, d_ffn // 2)):
             inner_kernel = self.add_weight(shape=[d_model, width], initializer=glorot(), name=f"inner_kernel_{i}")
             inner_bias = self.add_weight(shape=[width], initializer="zeros", name=f"inner_bias_{i}")
-            outer_kernel = self.add_weight(shape=[d_model, width], initializer=glorot(), name=f"outer_kernel_{i}")  # as its gradient is fastest
+            outer_kernel = self.add_weight(shape=[d_model, width], initializer=glorot(), name=f"outer_kernel_{i}")
             self.halves.append((inner_kernel, inner_bias, outer_kernel))
         self.outer_bias = self.add_weight(shape=[d_model], initializer="zeros", name="outer_bias")
         self.built = True
@@ -214,7 +216,7 @@ class LayerNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, x, weight=1.0):
-        """x [B, T, D] -> the norm of x times the scalar `weight`, [B, T, D]; weighing the D parameters instead of the result is free."""
+        """x [B, T, D] -> `weight` times the norm of x, [B, T, D]. The D scales and offsets take the weight, which is cheap."""
         flat = layer_norm(tf.reshape(x, [-1, x.shape[-1]]), self.scale * weight, self.offset * weight)  # [N, D]
         return tf.reshape(flat, x.shape)
 
@@ -253,10 +255,10 @@ class Block(keras.layers.Layer):
         inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
         branches = []
         if self.attention:
-            y = self._dropout(self.attention(inner, memory, bias), draws, 2 * self.place)
+            y = self._dropout(self.attention(inner, memory, bias), draws, 2 * self.place)  # [B, T, D]
             branches.append(self.attention_norm(x + y, weight=weights[0]))
         if self.dense:
-            y = self._dropout(self.dense(inner), draws, 2 * self.place + 1)
+            y = self._dropout(self.dense(inner), draws, 2 * self.place + 1)  # [B, T, D]
             branches.append(self.dense_norm(x + y, weight=weights[1]))
         if self.kind in ("identity", SEARCH):
             branches.append(x * weights[2])
@@ -303,6 +305,7 @@ class PARTransformerXL(keras.Model):
         self.blocks = [Block(kind, place, d_model, num_heads, d_ffn, dropout_rate, name=f"block_{place}")
                        for place, kind in enumerate(architecture)]
         searched = self.architecture.count(SEARCH)
+        # (the model's own weights need autocast=False one by one; the layers' are covered by the layer's)
         self.theta = self.add_weight(shape=[searched, len(KINDS)], initializer="zeros", autocast=False, name="theta") if searched else None
         self.log_tau = None
         if searched and trainable_tau:
@@ -346,8 +349,8 @@ class PARTransformerXL(keras.Model):
         weights = iter(tf.unstack(self._sample(tau, draws)))  # S times [K]
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories = []
-        # A step of Adam moves every weight alike, but a block's output sums D of them and an embedding is one: without this
-        # factor, before the blocks and after them, what is learned of each word lags behind what is learned of all.
+        # Adam moves each weight by about the learning rate. A block's output adds D such moves, an entry of an embedding is one:
+        # this factor, before the blocks and after them, lets what is learned of each word keep up.
         scale = self.d_model**0.5
         x = self.embedding(tokens) * scale  # [B, T, D]
         for block in self.blocks:

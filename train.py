@@ -28,6 +28,7 @@ from model import KINDS, SEARCH, Draws, PARTransformerXL
 from runs import Run
 
 # The branches of a block run side by side, each on half of the cores: faster than one after the other on all of them.
+# (TensorFlow reads this when it first computes something, not when it is imported.)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, CORES // 2)))
@@ -89,7 +90,10 @@ def build_model(vocab_size: int, static_shapes: bool) -> PARTransformerXL:
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Keras' Adam (Kingma & Ba 2014, algorithm 1), with one operation for each variable instead of a dozen."""
+    """Keras' Adam (Kingma & Ba 2014, in the form at the end of section 2), with one operation for each variable, not a dozen.
+
+    Dense gradients only, and no `amsgrad`.
+    """
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from adaptive_softmax import AdaptiveSoftmax
+from adaptive_softmax import AdaptiveSoftmax, linear_cross_entropy
 
 D, V = 16, 50
 
@@ -74,6 +74,29 @@ def _gradients_through_log_prob(layer, hidden, targets):
         tape.watch(hidden)
         loss = -tf.reduce_mean(tf.gather(layer.log_prob(hidden), targets, axis=1, batch_dims=1))
     return [tf.convert_to_tensor(g) for g in tape.gradient(loss, [hidden, *layer.trainable_variables])]
+
+
+@pytest.mark.parametrize("shape, scale", [([5, 4, 7], 1), ([5, 4, 7], 100), ([0, 4, 7], 1), ([5, 4, 1], 1)], ids=str)
+def test_linear_cross_entropy_and_its_gradient_are_exact_for_any_logits(shape, scale):
+    n, inputs, outputs = shape
+    rng = np.random.default_rng(5)
+    x, kernel, dy = rng.normal(size=[n, inputs]), scale * rng.normal(size=[inputs, outputs]), rng.normal(size=n)
+    labels = rng.integers(0, outputs, n)
+    logits = x @ kernel
+    highest = logits.max(axis=1, keepdims=True)
+    p = np.exp(logits - highest)
+    normaliser = p.sum(axis=1, keepdims=True)
+    value = (highest + np.log(normaliser))[:, 0] - logits[range(n), labels]
+    d_logits = (p / normaliser - np.eye(outputs)[labels]) * dy[:, None]
+    assert scale == 1 or value.max() > 200  # where exp would overflow
+
+    tensors = [tf.constant(x, tf.float32), tf.constant(kernel, tf.float32)]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        nll = linear_cross_entropy(*tensors, tf.constant(labels, tf.int32))
+    gradients = tape.gradient(nll, tensors, tf.constant(dy, tf.float32))
+    assert np.allclose(nll, value, rtol=1e-5, atol=1e-5)
+    assert np.allclose(gradients[0], d_logits @ kernel.T, rtol=1e-4, atol=1e-5 * scale) and np.allclose(gradients[1], x.T @ d_logits, atol=1e-4)
 
 
 def test_weight_gradients_equal_central_differences():

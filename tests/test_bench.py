@@ -72,11 +72,21 @@ def test_every_part_is_measured(tmp_path, monkeypatch):
     assert results["tokenizing"]["tokens_per_second"] > 40_000 / results["tokenizing"]["ms_max"] * 1e3 and results["reading"]["ms_median"] > 0
 
 
+def test_the_peak_is_that_of_all_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "seconds", lambda function: 0.5)
+    monkeypatch.setattr(train, "CORES", 3)
+    with flagsaver.flagsaver(**SMALL | {"repeats": 1}):
+        monkeypatch.setattr(bench, "matrix_products", lambda dtype: None)
+        step = bench.Bench(tmp_path, False)._train_step()
+    assert step["peak_gflop_per_second"] == pytest.approx(3 * 2 * 2048**3 / 0.5 / 1e9)
+    assert step["fraction_of_peak"] == pytest.approx(step["gflop_per_second"] / step["peak_gflop_per_second"])
+
+
 @pytest.mark.parametrize("faster", [False, True])
 def test_bfloat16_is_measured_where_its_products_are_faster(faster, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "matrix_products", lambda dtype: dtype)
     monkeypatch.setattr(bench, "seconds", lambda dtype: 2.0 if (dtype == "bfloat16") == faster else 3.0)
-    measured = bench.Bench(tmp_path, False)._each_dtype(lambda dtype: keras.config.dtype_policy().name)
+    measured = bench.Bench(tmp_path, False)._each_dtype(lambda: keras.config.dtype_policy().name)
     assert measured == {"float32": "float32"} | ({"bfloat16": "mixed_bfloat16"} if faster else {})
     assert keras.config.dtype_policy().name == "float32"
 

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-import tensorflow as tf
 
 import corpora
 import data_utils

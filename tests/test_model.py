@@ -235,11 +235,24 @@ def test_draws_depend_on_seed_step_place_and_replica_alone():
 
     one = masks(1, 2, 3, 0)
     assert np.array_equal(one, masks(1, 2, 3, 0))
-    for other in ((2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)):
+    for other in ((2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1), (1, 2, 2, 1), (1, 2, 4, 1), (1, 1, 3, 1)):
         assert 0.3 < (one == masks(*other)).mean() < 0.7
     gumbel = Draws(1, 2, 0).gumbel([5]).numpy()
     assert np.array_equal(gumbel, Draws(1, 2, 1).gumbel([5]).numpy())  # replicas agree on the architecture
     assert not np.array_equal(gumbel, Draws(1, 3, 0).gumbel([5]).numpy())
+
+
+def test_dropout_and_gumbel_noise_come_from_different_numbers():
+    noise = Draws(1, 2).gumbel([2000]).numpy()
+    kept = Draws(1, 2).keep(0, [4000], 0.5).numpy()
+    for half in (kept[0::2], kept[1::2]):
+        assert abs(np.corrcoef(noise, half)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999999])
+def test_dropout_keeps_its_share_of_any_number_of_elements(rate):
+    kept = Draws(0, 0).keep(0, [101, 333], rate).numpy()
+    assert kept.shape == (101, 333) and kept.mean() == pytest.approx(1 - rate, abs=0.01) and (rate > 0 or kept.all())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -312,6 +325,15 @@ def test_pi_starts_uniform_and_is_one_hot_where_fixed():
     net = PARTransformerXL(V, ["search", "dense", "search"], d_model=D, num_heads=H, d_ffn=F)
     assert np.allclose(net.pi(), [[1 / 3] * 3, [0, 1, 0], [1 / 3] * 3])
     assert any(variable is net.theta for variable in net.trainable_variables)
+
+
+def test_weights_start_as_they_should():
+    net = PARTransformerXL(500, ["search"], d_model=64, num_heads=2, d_ffn=128)
+    assert np.std(net.embedding.embeddings) == pytest.approx(0.02, rel=0.05)
+    attention = net.blocks[0].attention
+    for kernel in (attention.query, attention.key_value, attention.position, attention.output_kernel):
+        assert np.std(kernel) == pytest.approx(math.sqrt(2 / sum(kernel.shape)), rel=0.05)  # Glorot & Bengio 2010, equation 12
+    assert not np.any(attention.content_bias) and not np.any(attention.position_bias)
 
 
 def test_every_weight_is_trained_and_has_a_gradient():

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -188,14 +187,14 @@ def test_temperature_at_its_corners():
 def test_evaluation_and_the_start_of_an_epoch_equal_a_plain_loop(data_dir):
     metadata = data_utils.read_metadata(data_dir)
     steps = metadata["splits"]["train"]["steps"]
-    with flagsaver.flagsaver(**TINY | {"dropout_rate": 0.0, "architecture": ["attention"], "opt_name": "sgd", "max_lr": 0.0}):
+    with flagsaver.flagsaver(**TINY | {"dropout_rate": 0.0, "architecture": ["attention"], "opt_name": "sgd", "max_lr": 0.0, "mem_len": 20}):
         trainer = train.Trainer(data_dir, metadata, jit_compile=False)
         trainer.model.softmax.head.assign(np.random.default_rng(0).normal(size=trainer.model.softmax.head.shape))
         plain = {}
         for split in ("train", "valid"):
             memory, total, targets, losses = trainer.state.memory * 0, 0.0, 0.0, []
             for number, window in enumerate(data_utils.load_windows(data_dir, split, metadata)):
-                filled = min(number * SEQ_LEN, TINY["mem_len"])
+                filled = min(number * SEQ_LEN, 20)
                 nll, count, memory = train.window_nll(trainer.model, window, memory, filled, 1.0)
                 total, targets, losses = total + float(nll), targets + float(count), losses + [float(nll / count)]
             plain[split] = total / targets, targets, losses
@@ -263,9 +262,9 @@ def test_the_flags_reach_the_model_and_the_optimizer():
 
 REPLICAS = """
 import sys
+from pathlib import Path
 import tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-from pathlib import Path
 import keras
 from absl import flags
 import data_utils, train
