@@ -12,7 +12,7 @@ which a tail's counts for the tokens that fall into it, and nothing for all else
     dense       B T 2 D F
     softmax     B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i))
 
-with the ids in the head, the number of tails, and for tail i its projected width d_i, its ids n_i and its share p_i of the tokens.
+where head and tails count the ids in the head and the tails, and tail i has width d_i, n_i ids and a share p_i of the tokens.
 Of train.py's flags, --data_dir and --mixed_precision have no effect here, nor --architecture and --num_layers on the networks.
 """
 

@@ -104,7 +104,7 @@ def relative_shift(x):
 
 def linear(x, kernel, transpose_b=False):
     """x [..., I] times kernel [I, O], or [O, I] if transposed, as one matrix product in the precision of x: [..., O]."""
-    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(kernel, x.dtype), transpose_b=transpose_b)
+    flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(kernel, x.dtype), transpose_b=transpose_b)  # [N, O]
     return tf.reshape(flat, [*x.shape[:-1], flat.shape[-1]])
 
 
@@ -203,7 +203,7 @@ class FeedForward(keras.layers.Layer):
         for inner_kernel, inner_bias, outer_kernel in self.halves:
             inner = tf.nn.relu(tf.nn.bias_add(linear(x, inner_kernel), tf.cast(inner_bias, x.dtype)))  # [B, T, F/2]
             parts.append(linear(inner, outer_kernel, transpose_b=True))  # [B, T, D]
-        return tf.nn.bias_add(tf.add_n(parts), tf.cast(self.outer_bias, x.dtype))
+        return tf.nn.bias_add(tf.add_n(parts), tf.cast(self.outer_bias, x.dtype))  # [B, T, D]
 
 
 class LayerNorm(keras.layers.Layer):
@@ -305,7 +305,7 @@ class PARTransformerXL(keras.Model):
         self.blocks = [Block(kind, place, d_model, num_heads, d_ffn, dropout_rate, name=f"block_{place}")
                        for place, kind in enumerate(architecture)]
         searched = self.architecture.count(SEARCH)
-        # (the model's own weights need autocast=False one by one; the layers' are covered by the layer's)
+        # Called at the top, a Keras model casts its own weights in spite of its autocast=False, unless each says so itself.
         self.theta = self.add_weight(shape=[searched, len(KINDS)], initializer="zeros", autocast=False, name="theta") if searched else None
         self.log_tau = None
         if searched and trainable_tau:
