@@ -5,14 +5,7 @@ ids, or made-up words, with Zipf's distribution, so nothing has to be downloaded
 unless train.py's flags, which this program takes too, say otherwise. The peak is what large matrix products of the same dtype,
 one for each core, reach in turn with the training steps. bfloat16 is measured where its peak is the higher one.
 
-Model FLOPs of a training step: 2 for each multiply-add, 3 products (one forward, two backward) for each matrix product, of
-which a tail's counts for the tokens that fall into it, and nothing for all else. Multiply-adds of the products, forward:
-
-    attention   B (T (4 D^2 + 3 C D) + 2 M D^2) + C D^2      q, k, v, output; two scores and the values; memory's k, v; positions
-    dense       B T 2 D F
-    softmax     B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i))
-
-where head and tails count the ids in the head and the tails, and tail i has width d_i, n_i ids and a share p_i of the tokens.
+Model FLOPs of a training step are those of `model.flops` three times: forward, and two products backward for each.
 Of train.py's flags, --data_dir and --mixed_precision have no effect here, nor --architecture and --num_layers on the networks.
 """
 
@@ -27,6 +20,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import cli
+import devices
 
 with cli.quiet():
     import keras
@@ -34,7 +28,8 @@ with cli.quiet():
 
 import data_utils
 import train
-from model import SEARCH
+from evaluate import Evaluator
+from generate import Writer
 
 PARTS = ("train_step", "networks", "evaluation", "generation", "tokenizing", "reading")
 
@@ -45,9 +40,9 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "B, rows side by side", lowe
 SEQ_LEN = flags.DEFINE_integer("seq_len", 32, "T, tokens per row and step", lower_bound=1)
 
 NETWORKS = {  # besides the SuperNet; of six blocks
-    "attention": ["attention"] * 6,
-    "found": ["attention", "dense", "attention", "dense", "dense", "dense"],  # what the paper found: attention seldom, and early
-    "dense": ["dense"] * 6,
+    "attention": "aaaaaa",
+    "found": "adaddd",  # what the paper found: attention seldom, and early
+    "dense": "dddddd",
 }
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STEPS = 20  # of training, in one measurement
@@ -73,7 +68,7 @@ class Bench:
         """The training step of networks without search."""
         results = {}
         for name, architecture in NETWORKS.items():
-            with flagsaver.flagsaver(architecture=architecture, num_layers=len(architecture)):
+            with flagsaver.flagsaver(architecture=architecture):
                 results[name] = self._each_dtype(self._train_step)
         return results
 
@@ -116,8 +111,8 @@ class Bench:
         times, peaks = [], []
         for _ in range(REPEATS.value):
             times.append(trainer.train(STEPS)[2] / STEPS)
-            peaks.append(train.CORES * 2 * 2048**3 / seconds(self._products[trainer.model.compute_dtype]))
-        flops = step_flops(trainer.model, self._probability)
+            peaks.append(devices.CORES * 2 * 2048**3 / seconds(self._products[trainer.model.compute_dtype]))
+        flops = 3 * trainer.model.flops(BATCH_SIZE.value, SEQ_LEN.value, self._probability)
         return spread(times) | {
             "tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times), "gflop": flops / 1e9,
             "gflop_per_second": flops / np.median(times) / 1e9, "peak_gflop_per_second": np.median(peaks) / 1e9,
@@ -125,28 +120,16 @@ class Bench:
         }
 
     def _evaluation(self) -> dict:
-        trainer = train.Trainer(self._folder, self._metadata, self._jit_compile)
-        trainer.evaluate("train")
-        steps = self._metadata["splits"]["train"]["steps"]
-        times = [seconds(lambda: trainer.evaluate("train")) / steps for _ in range(REPEATS.value)]
+        evaluator = Evaluator(train.build_model(VOCAB_SIZE, static_shapes=self._jit_compile), self._jit_compile)
+        stream = data_utils.load_stream(self._folder, "train", self._metadata)
+        times = [np.mean(evaluator(stream, BATCH_SIZE.value, SEQ_LEN.value, 1.0).seconds) for _ in range(REPEATS.value + 1)][1:]  # not the first
         return spread(times) | {"tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times)}
 
     def _generation(self) -> dict:
         model = train.build_model(VOCAB_SIZE, static_shapes=self._jit_compile)
 
-        @tf.function(jit_compile=self._jit_compile or None)
-        def next_token(token, memory):
-            hidden, memory = model(token, memory, filled=model.mem_len)
-            return tf.argmax(model.softmax.log_prob(hidden[0]), axis=1, output_type=tf.int32)[None], memory
-
-        token, memory = tf.constant([[5]]), model.empty_memory(1)
-        times = []
-        for _ in range(10 + 40 * REPEATS.value):
-            start = time.perf_counter()
-            token, memory = next_token(token, memory)
-            token.numpy()
-            times.append(time.perf_counter() - start)
-        del times[:10]
+        tokens = Writer(model, 1.0, self._jit_compile, temperature=0).write([5], 10 + 40 * REPEATS.value, seed=0)
+        times = [seconds(lambda: next(tokens)) for _ in range(10 + 40 * REPEATS.value)][10:]
         return spread(times) | {f"ms_p{p}": 1e3 * float(np.percentile(times, p)) for p in (95, 99)} | {"tokens_per_second": 1 / np.median(times)}
 
 
@@ -164,7 +147,7 @@ def zipf_data(folder: Path) -> tuple[dict, np.ndarray]:
     stream = np.random.default_rng(0).choice(VOCAB_SIZE, num_tokens, p=probability).astype(np.int32)
     records = data_utils.write_records(stream, B, T, 1, folder / "train")
     np.savetxt(folder / "unigram_counts.txt", np.bincount(stream, minlength=VOCAB_SIZE), fmt="%d")
-    split = {"steps": steps, "targets": num_tokens - B, "words": num_tokens, "bytes": num_tokens}
+    split = {"steps": steps, "tokens": num_tokens, "words": num_tokens, "bytes": num_tokens}
     metadata = {"batch_size": B, "seq_len": T, "vocab_size": VOCAB_SIZE, "splits": {"train": split},
                 "sha256": {f"train/{path.name}": "" for path in records}}
     return metadata, probability
@@ -179,27 +162,9 @@ def zipf_text() -> str:
     return "".join(" ".join(line) + "\n" for line in words.reshape(-1, 20))
 
 
-def step_flops(model, probability: np.ndarray) -> float:
-    """Model FLOPs of a training step, by the formula above.
-
-    Args:
-      model: the network.
-      probability: of each id, [V]; decides how many tokens fall into a tail.
-    """
-    B, T, M, D, F = BATCH_SIZE.value, SEQ_LEN.value, model.mem_len, model.d_model, train.D_FFN.value
-    C = M + T
-    attention = B * (T * (4 * D * D + 3 * C * D) + 2 * M * D * D) + C * D * D
-    dense = B * T * 2 * D * F
-    softmax = D * (model.softmax.head_size + len(model.softmax.tails))
-    for (first, end), kernel in zip(model.softmax.tails, model.softmax.projections):
-        softmax += probability[first:end].sum() * kernel.shape[1] * (D + end - first)
-    counts = {kind: model.architecture.count(kind) + model.architecture.count(SEARCH) for kind in ("attention", "dense")}
-    return 2 * 3 * (counts["attention"] * attention + counts["dense"] * dense + B * T * softmax)
-
-
 def matrix_products(dtype: str):
     """A function that multiplies matrices of 2048 x 2048, as many pairs side by side as there are cores."""
-    matrices = [tf.random.stateless_normal([2048, 2048], [1, i], dtype=dtype) for i in range(train.CORES)]
+    matrices = [tf.random.stateless_normal([2048, 2048], [1, i], dtype=dtype) for i in range(devices.CORES)]
     products = tf.function(lambda: tf.add_n([tf.matmul(matrix, matrix)[0, 0] for matrix in matrices]))
     products()
     return lambda: products().numpy()
@@ -218,7 +183,7 @@ def spread(times: list[float]) -> dict:
 
 
 def main(_):
-    device, jit_compile = train.prepare_device()
+    device, jit_compile = devices.prepare(mixed_precision=False)
     print(device)
     results = {"device": device}
     with tempfile.TemporaryDirectory() as folder:

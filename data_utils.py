@@ -155,12 +155,32 @@ def windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[np.nd
     target once; past the end of a row stands [PAD].
     """
     shortest, longer = divmod(len(stream), batch_size)
-    row = np.arange(batch_size)[:, None]  # [B, 1]
+    row = np.arange(batch_size)  # [B]
     row_start = row * shortest + np.minimum(row, longer)
     row_end = row_start + shortest + (row < longer)
     for s in range(num_windows(len(stream), batch_size, seq_len)):
-        position = row_start + s * seq_len + np.arange(seq_len + 1)  # [B, T + 1]
-        yield np.where(position < row_end, stream[np.minimum(position, len(stream) - 1)], PAD).astype("<i4")
+        yield _cut(stream, row_start + s * seq_len, row_end, seq_len)
+
+
+def scoring_windows(stream: np.ndarray, batch_size: int, seq_len: int, lead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The windows of a stream [N] in B rows, each of which first reads the `lead` windows before its own, not to be scored.
+
+    Where `lead` windows fill every memory, a row's own windows are read as if it had begun where the text begins. Each token
+    after the first of the stream is a target to be scored once.
+
+    Yields:
+      A window [B, T + 1], past the end of the stream [PAD], and which of its rows are to be scored, boolean [B].
+    """
+    own = max(1, -(-(num_windows(len(stream), 1, seq_len) - lead) // batch_size))
+    first = np.arange(batch_size) * own  # [B], the first window of each row
+    for s in range(lead + own):
+        yield _cut(stream, (first + s) * seq_len, np.array(len(stream)), seq_len), (first == 0) | (s >= lead)
+
+
+def _cut(stream, start, end, seq_len):
+    """T + 1 tokens of a stream from each of `start` [B] on, and [PAD] from `end` on: [B, T + 1]."""
+    position = start[:, None] + np.arange(seq_len + 1)  # [B, T + 1]
+    return np.where(position < end[..., None], stream[np.minimum(position, len(stream) - 1)], PAD).astype("<i4")
 
 
 def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int, folder: Path) -> list[Path]:
@@ -193,7 +213,7 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
     output_dir = output_dir.resolve()
     if foreign := _foreign_files(output_dir):
         raise InputError(f"{output_dir} holds files that were not made here ({foreign[0]}): choose another --output_dir")
-    words = {split: _count_words(path) for split, path in corpus.paths.items()}
+    words = {split: count_words(path) for split, path in corpus.paths.items()}
     with _workspace(output_dir) as workspace:
         folder = workspace / "new"
         folder.mkdir()
@@ -218,7 +238,7 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
             records = write_records(stream, batch_size, seq_len, shards, folder / split)
             splits[split] = {
                 "text": text.name, "text_sha256": _sha256(text), "bytes": text.stat().st_size, "words": words[split],
-                "tokens": len(stream), "targets": len(stream) - batch_size, "steps": num_windows(len(stream), batch_size, seq_len),
+                "tokens": len(stream), "steps": num_windows(len(stream), batch_size, seq_len),
             }
             print(f"{split}: {words[split]:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
         metadata = {
@@ -286,13 +306,30 @@ def load_windows(data_dir: Path, split: str, metadata: dict) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(files).map(lambda record: tf.reshape(tf.io.decode_raw(record, tf.int32), shape))
 
 
+def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:
+    """The tokens of a split as the one stream that its windows were cut from, int32 [N]."""
+    windows = np.stack(list(load_windows(data_dir, split, metadata).as_numpy_iterator()))  # [steps, B, T + 1]
+    rows = np.concatenate([windows[0, :, :1], *windows[:, :, 1:]], axis=1)  # [B, steps T + 1]
+    return rows[rows != PAD]
+
+
+def tokenizer_sha256(metadata: dict) -> str:
+    """What tells the tokenizer of a data folder from others."""
+    return metadata["sha256"]["tokenizer.model"][:16]
+
+
 def versions() -> dict:
     """The versions of Python and of the packages that results depend on."""
     packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
-def _count_words(text: Path) -> int:
+def count_words(text: Path) -> int:
+    """The words of a text, which white space parts.
+
+    Raises:
+      InputError: there is none.
+    """
     words = sum(len(line.split()) for line in corpora.lines(text))
     if not words:
         raise InputError(f"{text.name} is empty")

@@ -17,6 +17,7 @@ from adaptive_softmax import AdaptiveSoftmax
 
 KINDS = ("attention", "dense", "identity")
 SEARCH = "search"
+LETTERS = {kind[0]: kind for kind in (*KINDS, SEARCH)}  # an architecture may be written with a letter for each block
 MASKED = -1e9  # added to a score that must not count
 
 
@@ -27,18 +28,22 @@ class Draws:
     are the upper half of its counter, and the numbers of one draw run through the lower half.
 
     Args:
-      seed: of the run, below 2^31.
+      seed: below 2^31.
       step: of training, an integer tensor below 2^31.
-      replica: which of several synchronous replicas draws; only what must differ between them takes it.
+      replica, replicas: which of how many synchronous replicas draws; only what must differ between them takes it.
     """
 
-    def __init__(self, seed: int, step, replica=0):
-        self._seed, self._step, self._replica = seed, tf.cast(step, tf.int64), tf.cast(replica, tf.int64)
+    def __init__(self, seed: int, step, replica=0, replicas: int = 1):
+        self._seed, self._step, self._replica, self._replicas = seed, tf.cast(step, tf.int64), tf.cast(replica, tf.int64), replicas
 
     def gumbel(self, shape):
         """Gumbel(0, 1) noise, float32; the same on all replicas, which must agree on the architecture."""
         uniform = (tf.cast(self._bits(shape, place=0, replica=0), tf.float64) + 0.5) / 2**32
         return tf.cast(-tf.math.log(-tf.math.log(uniform)), tf.float32)
+
+    def gumbel_rows(self, rows: int, shape):
+        """Gumbel(0, 1) noise for each row of a batch, float32 [rows, *shape]: this replica's part of what one alone would draw."""
+        return tf.gather(self.gumbel([self._replicas, rows, *shape]), self._replica)
 
     def keep(self, place: int, shape, rate: float):
         """A dropout mask: boolean, true with probability 1 - `rate`, to 16 bits. Every `place` of the network has its own number."""
@@ -50,7 +55,12 @@ class Draws:
     def _bits(self, shape, place, replica):
         counter = tf.stack([tf.zeros([], tf.int64), self._step * 2**32 + replica * 2**16 + place])
         return tf.raw_ops.StatelessRandomUniformFullIntV2(
-            shape=shape, key=tf.constant([self._seed], tf.uint64), counter=tf.cast(counter, tf.uint64), alg=1, dtype=tf.uint32)  # 1: Philox
+            shape=shape, key=tf.cast([self._seed], tf.uint64), counter=tf.cast(counter, tf.uint64), alg=1, dtype=tf.uint32)  # 1: Philox
+
+
+def by_path(variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
+    """Keras variables as a checkpoint takes them: by itself it does not look into Keras' lists of layers and variables."""
+    return {variable.path: variable.value for variable in variables}
 
 
 def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):
@@ -216,9 +226,17 @@ class LayerNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, x, weight=1.0):
-        """x [B, T, D] -> `weight` times the norm of x, [B, T, D]. The D scales and offsets take the weight, which is cheap."""
-        flat = layer_norm(tf.reshape(x, [-1, x.shape[-1]]), self.scale * weight, self.offset * weight)  # [N, D]
-        return tf.reshape(flat, x.shape)
+        """x [B, T, D] -> the norm of x times `weight`, [B, T, D].
+
+        Args:
+          x: [B, T, D].
+          weight: a scalar, which the D scales and offsets take at little cost; or [B, 1, 1].
+        """
+        each_row = len(tf.convert_to_tensor(weight).shape) > 0
+        factor = 1.0 if each_row else weight
+        normal = layer_norm(tf.reshape(x, [-1, x.shape[-1]]), self.scale * factor, self.offset * factor)  # [N, D]
+        normal = tf.reshape(normal, x.shape)  # [B, T, D]
+        return normal * weight if each_row else normal
 
 
 class Block(keras.layers.Layer):
@@ -231,12 +249,13 @@ class Block(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.kind, self.place, self.dropout_rate = kind, place, dropout_rate
         self.attention = self.dense = None
-        if kind in ("attention", SEARCH):
-            self.attention = RelativeAttention(d_model, num_heads, name="attention")
-            self.attention_norm = LayerNorm(d_model, name="attention_norm")
-        if kind in ("dense", SEARCH):
-            self.dense = FeedForward(d_model, d_ffn, name="dense")
-            self.dense_norm = LayerNorm(d_model, name="dense_norm")
+        with keras.name_scope(self.name):  # so that each weight of the network has a path of its own
+            if kind in ("attention", SEARCH):
+                self.attention = RelativeAttention(d_model, num_heads, name="attention")
+                self.attention_norm = LayerNorm(d_model, name="attention_norm")
+            if kind in ("dense", SEARCH):
+                self.dense = FeedForward(d_model, d_ffn, name="dense")
+                self.dense_norm = LayerNorm(d_model, name="dense_norm")
         self.built = True
 
     def call(self, x, memory=None, bias=None, weights=None, draws=None):
@@ -245,13 +264,18 @@ class Block(keras.layers.Layer):
         Args:
           x: float32 [B, T, D].
           memory, bias: [B, M, D] and [T, C], for the attention.
-          weights: [K], of the mixture.
+          weights: of the mixture, [K], or [B, K] with a mixture for each row.
           draws: the noise of dropout; None for none.
 
         Returns:
           float32 [B, T, D].
         """
-        weights = tf.unstack(weights) if self.kind == SEARCH else [1.0] * len(KINDS)
+        if self.kind != SEARCH:
+            weights = [1.0] * len(KINDS)
+        elif weights.shape.rank == 1:
+            weights = tf.unstack(weights)  # K scalars
+        else:
+            weights = tf.unstack(weights[:, None, None], axis=-1)  # K times [B, 1, 1]
         inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
         branches = []
         if self.attention:
@@ -282,6 +306,7 @@ class PARTransformerXL(keras.Model):
       dropout_rate: of each branch, before its residual.
       cutoffs, proj_factor, proj_dims, static_shapes: of the `AdaptiveSoftmax`.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
+      gumbel_per_row: one sample for each row of a batch, not one for all.
       trainable_tau: where a trainable temperature starts; None takes the temperature of each call.
 
     Raises:
@@ -290,16 +315,16 @@ class PARTransformerXL(keras.Model):
 
     def __init__(self, vocab_size: int, architecture: Sequence[str], d_model: int = 128, num_heads: int = 4, d_ffn: int = 1024,
                  mem_len: int = 16, dropout_rate: float = 0.1, cutoffs: Sequence[int] = (), proj_factor: int = 4,
-                 proj_dims: Sequence[int] | None = None, straight_through: bool = False, trainable_tau: float | None = None,
-                 static_shapes: bool = False, **kwargs):
+                 proj_dims: Sequence[int] | None = None, straight_through: bool = False, gumbel_per_row: bool = False,
+                 trainable_tau: float | None = None, static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
         for kind in architecture:
             if kind not in (*KINDS, SEARCH):
                 raise ValueError(f"unknown layer type '{kind}': choose from {', '.join((*KINDS, SEARCH))}")
         if d_model % num_heads:
             raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
-        self.architecture, self.d_model, self.mem_len = list(architecture), d_model, mem_len
-        self.straight_through = straight_through
+        self.architecture, self.d_model, self.d_ffn, self.mem_len = list(architecture), d_model, d_ffn, mem_len
+        self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
         self.embedding = keras.layers.Embedding(vocab_size, d_model, keras.initializers.RandomNormal(stddev=0.02), dtype="float32", name="embedding")
         self.embedding.build()
         self.blocks = [Block(kind, place, d_model, num_heads, d_ffn, dropout_rate, name=f"block_{place}")
@@ -327,6 +352,34 @@ class PARTransformerXL(keras.Model):
         searched = iter(tf.nn.softmax(self.theta).numpy()) if self.theta is not None else None
         return np.stack([next(searched) if kind == SEARCH else np.eye(len(KINDS))[KINDS.index(kind)] for kind in self.architecture])
 
+    @property
+    def architecture_parameters(self) -> list:
+        """What the search learns besides the weights: theta, and the temperature where it is trainable."""
+        return [parameter for parameter in (self.theta, self.log_tau) if parameter is not None]
+
+    def flops(self, batch_size: int, seq_len: int, probability: np.ndarray) -> float:
+        """Model FLOPs of a window, forward: 2 for each multiply-add of a matrix product, and nothing for all else. Multiply-adds:
+
+            attention   B (T (4 D^2 + 3 C D) + 2 M D^2) + C D^2      q, k, v, output; two scores and the values; memory's k, v; positions
+            dense       B T 2 D F
+            softmax     B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i))
+
+        where head and tails count the ids in the head and the tails, and tail i has width d_i and n_i ids.
+
+        Args:
+          batch_size, seq_len: B, T.
+          probability: of each id, [V]; a tail counts for the share p_i of the tokens that falls into it.
+        """
+        B, T, M, D, F = batch_size, seq_len, self.mem_len, self.d_model, self.d_ffn
+        C = M + T
+        attention = B * (T * (4 * D * D + 3 * C * D) + 2 * M * D * D) + C * D * D
+        dense = B * T * 2 * D * F
+        softmax = D * (self.softmax.head_size + len(self.softmax.tails))
+        for (first, end), kernel in zip(self.softmax.tails, self.softmax.projections):
+            softmax += probability[first:end].sum() * kernel.shape[1] * (D + end - first)
+        blocks = sum(attention * (block.attention is not None) + dense * (block.dense is not None) for block in self.blocks)
+        return 2 * (blocks + B * T * softmax)
+
     def temperature(self, tau):
         """The temperature in force: the trainable one, or `tau`."""
         return tau if self.log_tau is None else tf.exp(self.log_tau)
@@ -346,7 +399,7 @@ class PARTransformerXL(keras.Model):
         """
         T = tokens.shape[1]
         bias = score_bias(T, self.mem_len, filled)  # [T, C]
-        weights = iter(tf.unstack(self._sample(tau, draws)))  # S times [K]
+        weights = iter(tf.unstack(self.sample(tau, draws, rows=tokens.shape[0]), axis=-2))  # S times [K] or [B, K]
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories = []
         # Adam moves each weight by about the learning rate. A block's output adds D such moves, an entry of an embedding is one:
@@ -365,9 +418,14 @@ class PARTransformerXL(keras.Model):
         new_memory = tf.stop_gradient(tf.stack(new_memories)) if new_memories else memory
         return x * scale, new_memory
 
-    def _sample(self, tau, draws):
-        """The mixture weights of the S searched blocks, [S, K]."""
+    def sample(self, tau, draws=None, rows: int = 1):
+        """The mixture weights of the S searched blocks, [S, K], or [rows, S, K] with a sample for each row."""
         if self.theta is None:
             return tf.zeros([0, len(KINDS)])
-        noise = draws.gumbel(self.theta.shape) if draws else 0.0
+        if draws is None:
+            noise = 0.0
+        elif self.gumbel_per_row:
+            noise = draws.gumbel_rows(rows, self.theta.shape)
+        else:
+            noise = draws.gumbel(self.theta.shape)
         return gumbel_softmax(self.theta, self.temperature(tau), noise, self.straight_through)

@@ -14,30 +14,33 @@ from model import KINDS
 matplotlib.use("Agg")  # without a display
 
 
-def architecture_heat_map(pi: np.ndarray, title: str) -> np.ndarray:
-    """Blocks across, kinds of layer down, darker for more probable, each block's largest probability written in.
-
-    Args:
-      pi: [L, K].
-      title: above the picture.
-
-    Returns:
-      RGB, uint8 [height, width, 3].
-    """
-    figure, axes = pyplot.subplots(figsize=(1.6 + 0.6 * len(pi), 2.4), dpi=100, layout="constrained")
+def draw_pi(axes, pi: np.ndarray, title: str):
+    """Draws pi [L, K] anew: blocks across, kinds of layer down, shade and number the probability, a block's largest in bold."""
+    axes.clear()
     axes.imshow(pi.T, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(pi)), [str(block + 1) for block in range(len(pi))])
     axes.set_yticks(range(len(KINDS)), KINDS)
     axes.set_xlabel("block")
     axes.set_title(title, fontsize=9)
-    for block, probability in enumerate(pi):
-        kind = int(probability.argmax())
-        axes.text(block, kind, f"{probability[kind]:.2f}", ha="center", va="center", fontsize=9,
-                  color="white" if probability[kind] > 0.5 else "black")
-    figure.canvas.draw()
-    image = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    for block, probabilities in enumerate(pi):
+        for kind, probability in enumerate(probabilities):
+            axes.text(block, kind, f"{probability:.2f}", ha="center", va="center", fontsize=9,
+                      weight="bold" if kind == probabilities.argmax() else "normal", color="white" if probability > 0.5 else "black")
+
+
+def architecture_heat_map(pi: np.ndarray, title: str) -> np.ndarray:
+    """The picture of pi [L, K] as RGB, uint8 [height, width, 3]."""
+    figure, axes = pyplot.subplots(figsize=(1.6 + 0.6 * len(pi), 2.4), dpi=100, layout="constrained")
+    draw_pi(axes, pi, title)
+    image = pixels(figure)
     pyplot.close(figure)
     return image
+
+
+def pixels(figure) -> np.ndarray:
+    """A figure as it looks now: RGB, uint8 [height, width, 3]."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def block_diagram():

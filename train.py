@@ -5,17 +5,19 @@ B batch, T sequence length, M memory length, A blocks with attention, D model wi
 
 import datetime
 import hashlib
+import itertools
 import json
 import math
-import os
 import re
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 import cli
+import devices
 
 with cli.quiet():
     import keras
@@ -24,19 +26,16 @@ with cli.quiet():
 import data_utils
 from cli import InputError
 from cutoffs import read_counts
-from model import KINDS, SEARCH, Draws, PARTransformerXL
-from runs import Run
-
-# The branches of a block run side by side, each on half of the cores: faster than one after the other on all of them.
-# (TensorFlow reads this when it first computes something, not when it is imported.)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, CORES // 2)))
+from evaluate import Evaluator, exp, filled_memory, metrics, window_nll
+from model import KINDS, LETTERS, SEARCH, Block, Draws, PARTransformerXL, by_path, score_bias
+from runs import Run, TrainedRun
 
 DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
-ARCHITECTURE = flags.DEFINE_list("architecture", [SEARCH], "one of search, attention, dense, identity for all blocks, or one for each")
-NUM_LAYERS = flags.DEFINE_integer("num_layers", 6, "L, blocks", lower_bound=1)
+ARCHITECTURE = flags.DEFINE_string("architecture", None, "search; or a fixed network: a letter of attention, dense, identity for each block, "
+                                   "such as aaddid; what the finished run logs/NAME has found; or random (default: search, or that of --init_from)")
+INIT_FROM = flags.DEFINE_string("init_from", None, "start from the weights of the run logs/NAME, as far as the architecture has use for them")
+NUM_LAYERS = flags.DEFINE_integer("num_layers", 6, "L, blocks of a search or a random network", lower_bound=1)
 D_MODEL = flags.DEFINE_integer("d_model", 128, "D, model width", lower_bound=1)
 NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "attention heads", lower_bound=1)
 D_FFN = flags.DEFINE_integer("d_ffn", 1024, "inner width of the dense layer", lower_bound=1)
@@ -49,6 +48,12 @@ STRAIGHT_THROUGH = flags.DEFINE_boolean("straight_through", False, "sample one k
 TAU_START = flags.DEFINE_float("tau_start", 1.0, "temperature of the Gumbel-Softmax at the start", lower_bound=1e-3)
 TAU_END = flags.DEFINE_float("tau_end", 0.1, "and at the last step", lower_bound=1e-3)
 TAU_IS_TRAINABLE = flags.DEFINE_boolean("tau_is_trainable", False, "learn the temperature from tau_start instead")
+SEARCH_MODE = flags.DEFINE_enum("search", "joint", ["joint", "alternating"], "weights and architecture learn in every step; or in turn, weights "
+                                "alone during --warmup_steps")
+ARCH_SHARE = flags.DEFINE_float("arch_share", 0.2, "share of the steps of an alternating search that train the architecture", lower_bound=0, upper_bound=1)
+ARCH_LR_FACTOR = flags.DEFINE_float("arch_lr_factor", 1.0, "the architecture's learning rate, relative to that of the weights", lower_bound=0)
+GUMBEL_PER_ROW = flags.DEFINE_boolean("gumbel_per_row", False, "sample the architecture for each row of a batch, not once for all")
+LATENCY_WEIGHT = flags.DEFINE_float("latency_weight", 0.0, "nats of loss per millisecond that the sampled network is expected to take for a window", lower_bound=0)
 OPT_NAME = flags.DEFINE_enum("opt_name", "adam", ["adam", "adamw", "nadam", "rmsprop", "sgd"], "the Keras optimizer")
 MAX_LR = flags.DEFINE_float("max_lr", 1e-4, "learning rate after the warm-up", lower_bound=0)
 WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", 4000, "the learning rate rises from 0 so long, then falls to 0 as a cosine", lower_bound=0)
@@ -61,11 +66,10 @@ LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log, a
 JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "compile the step with XLA; auto: on a GPU")
 MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and loss stay float32")
 
+flags.register_validator("architecture", lambda text: text != "", "must not be empty")
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name), "must be letters, digits, '_', '-' and '.'")
 flags.register_multi_flags_validator(["d_model", "num_heads"], lambda f: f["d_model"] % f["num_heads"] == 0,
                                      "--d_model must be divisible by --num_heads")
-flags.register_multi_flags_validator(["architecture", "num_layers"], lambda f: len(f["architecture"]) in (1, f["num_layers"]),
-                                     "--architecture must name one kind, or one for each of the --num_layers blocks")
 flags.register_multi_flags_validator(["clipvalue", "clipnorm"], lambda f: f["clipvalue"] is None or f["clipnorm"] is None,
                                      "--clipvalue and --clipnorm exclude each other")
 
@@ -75,18 +79,59 @@ flags.register_multi_flags_validator(["clipvalue", "clipnorm"], lambda f: f["cli
 
 
 def architecture() -> list[str]:
-    return ARCHITECTURE.value * (NUM_LAYERS.value if len(ARCHITECTURE.value) == 1 else 1)
+    """The kind of each block.
+
+    Raises:
+      InputError: --architecture is none of what it may be, or names a run that has not finished, or leaves nothing to search for
+        flags that are about the search.
+    """
+    text = ARCHITECTURE.value or INIT_FROM.value or SEARCH
+    if text == SEARCH:
+        return [SEARCH] * NUM_LAYERS.value
+    if text == "random":
+        text = "".join(np.random.default_rng(SEED.value).choice(list("adi"), NUM_LAYERS.value))
+    elif Path(text).is_dir():
+        text = TrainedRun(Path(text)).architecture
+    if not set(text) <= set(LETTERS):
+        raise InputError(f"unknown architecture '{text}': neither search nor random, nor a letter ({', '.join(LETTERS)}) for each block, "
+                         "nor the folder of a run")
+    kinds = [LETTERS[letter] for letter in text]
+    for flag in (SEARCH_MODE, ARCH_SHARE, ARCH_LR_FACTOR, GUMBEL_PER_ROW, LATENCY_WEIGHT):
+        if SEARCH not in kinds and flag.value != flag.default:
+            raise InputError(f"--{flag.name} is about a search, and the architecture {text} is fixed")
+    return kinds
+
+
+def network_arguments(vocab_size: int) -> dict:
+    """What the flags say of the network."""
+    return dict(
+        vocab_size=vocab_size, architecture=architecture(), d_model=D_MODEL.value, num_heads=NUM_HEADS.value, d_ffn=D_FFN.value,
+        mem_len=MEM_LEN.value, dropout_rate=DROPOUT_RATE.value, cutoffs=cli.integers(CUTOFFS.value), proj_factor=PROJ_FACTOR.value,
+        proj_dims=cli.integers(PROJ_DIMS.value), straight_through=STRAIGHT_THROUGH.value, gumbel_per_row=GUMBEL_PER_ROW.value,
+        trainable_tau=TAU_START.value if TAU_IS_TRAINABLE.value else None, name="par_transformer_xl")
 
 
 def build_model(vocab_size: int, static_shapes: bool) -> PARTransformerXL:
     try:
-        return PARTransformerXL(
-            vocab_size, architecture(), d_model=D_MODEL.value, num_heads=NUM_HEADS.value, d_ffn=D_FFN.value,
-            mem_len=MEM_LEN.value, dropout_rate=DROPOUT_RATE.value, cutoffs=cli.integers(CUTOFFS.value),
-            proj_factor=PROJ_FACTOR.value, proj_dims=cli.integers(PROJ_DIMS.value), straight_through=STRAIGHT_THROUGH.value,
-            trainable_tau=TAU_START.value if TAU_IS_TRAINABLE.value else None, static_shapes=static_shapes, name="par_transformer_xl")
+        return PARTransformerXL(**network_arguments(vocab_size), static_shapes=static_shapes)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def take_weights(model: PARTransformerXL, folder: Path, data: dict):
+    """Gives a network the weights that the network of another run has for it (fine-tuning).
+
+    Raises:
+      InputError: the run has another tokenizer, or lacks a weight of this shape.
+    """
+    run = TrainedRun(folder)
+    if run.data["tokenizer_sha256"] != data["tokenizer_sha256"]:
+        raise InputError(f"{folder} was trained with another tokenizer: make the data with --sp_model_prefix={folder / 'tokenizer'}")
+    trained = by_path(run.network()[0].weights)
+    for path, weight in by_path(model.weights).items():
+        if path not in trained or trained[path].shape != weight.shape:
+            raise InputError(f"{folder} has no weight {path} of shape {tuple(weight.shape)}: --init_from needs a network of the same sizes")
+        weight.assign(trained[path])
 
 
 class FusedAdam(keras.optimizers.Adam):
@@ -104,9 +149,12 @@ class FusedAdam(keras.optimizers.Adam):
             beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=gradient)
 
 
-def build_optimizer(schedule) -> keras.optimizers.Optimizer:
-    optimizer = FusedAdam if OPT_NAME.value == "adam" else type(keras.optimizers.get(OPT_NAME.value))
-    return optimizer(learning_rate=schedule, clipvalue=CLIPVALUE.value, clipnorm=CLIPNORM.value)
+def build_optimizer(name: str, learning_rate, variables) -> keras.optimizers.Optimizer:
+    """An optimizer of `variables`; `learning_rate` is a function without arguments."""
+    kind = FusedAdam if OPT_NAME.value == "adam" else type(keras.optimizers.get(OPT_NAME.value))
+    optimizer = kind(learning_rate=learning_rate, clipvalue=CLIPVALUE.value, clipnorm=CLIPNORM.value, name=name)
+    optimizer.build(variables)
+    return optimizer
 
 
 def learning_rate_schedule(max_lr: float, warmup_steps: int, total_steps: int):
@@ -119,24 +167,41 @@ def tau_schedule(tau_start: float, tau_end: float, total_steps: int):
     return lambda step: tau_start * (tau_end / tau_start) ** (tf.cast(step, tf.float32) / total_steps)
 
 
-def prepare_device() -> tuple[str, bool]:
-    """Sets precision and lets GPU memory grow as needed. Returns the device's name, and whether to compile for it."""
-    if MIXED_PRECISION.value:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else f"CPU, {CORES} cores"
-    return name, bool(gpus) if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true"
+def trains_architecture(step: int, first_step: int, share: float) -> bool:
+    """Whether a step of an alternating search trains the architecture: from `first_step` on, `share` of them, evenly spread."""
+    count = step - first_step
+    return count >= 0 and math.floor((count + 1) * share) > math.floor(count * share)
+
+
+def layer_latency(batch_size: int, seq_len: int, jit_compile: bool) -> np.ndarray:
+    """Milliseconds that each kind of layer takes here for a window [B, T], forward: [K], medians of 30 calls."""
+    x = tf.zeros([batch_size, seq_len, D_MODEL.value])  # [B, T, D]
+    medians = []
+    for kind in KINDS:
+        block = Block(kind, 0, D_MODEL.value, NUM_HEADS.value, D_FFN.value, dropout_rate=0.0)
+        memory = tf.zeros([batch_size, MEM_LEN.value, D_MODEL.value], block.compute_dtype)  # [B, M, D]
+        layer = tf.function(lambda: block(x, memory=memory, bias=score_bias(seq_len, MEM_LEN.value, MEM_LEN.value)), jit_compile=jit_compile or None)
+        layer()
+        times = []
+        for _ in range(30):
+            start = time.perf_counter()
+            layer().numpy()
+            times.append(time.perf_counter() - start)
+        medians.append(1e3 * np.median(times))
+    return np.array(medians)
 
 
 def configuration(metadata: dict) -> dict:
     """What makes a run the run that it is: its flags and its data."""
     given = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])}
-    parsed = {"architecture": architecture(), "cutoffs": cli.integers(CUTOFFS.value), "proj_dims": cli.integers(PROJ_DIMS.value)}
+    network = network_arguments(metadata["vocab_size"])
+    kinds = network["architecture"]
+    parsed = {"architecture": "".join(kind[0] for kind in kinds), "num_layers": len(kinds),
+              "cutoffs": network["cutoffs"], "proj_dims": network["proj_dims"]}
     fingerprint = hashlib.sha256(json.dumps(metadata["sha256"], sort_keys=True).encode()).hexdigest()
-    data = {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size")}
-    return {"flags": given | parsed, "data": data | {"files_sha256": fingerprint[:16]}}
+    data = {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos")}
+    data |= {"files_sha256": fingerprint[:16], "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
+    return {"flags": given | parsed, "data": data, "model": network}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,10 +209,10 @@ def configuration(metadata: dict) -> dict:
 
 
 class Trainer:
-    """A model in training: the optimizer, the data, and the state that a checkpoint holds.
+    """A model in training: the optimizers, the data, and the state that a checkpoint holds.
 
-    `optimizer.iterations` counts the steps, and whatever depends on the step (schedules, noise, which window is read, how
-    much of the memory is filled) depends on this count alone; so a run resumes at any step exactly.
+    Whatever depends on the step (schedules, noise, which window is read, how much of the memory is filled, whether weights or
+    architecture learn) depends on the number `state.step` alone; so a run resumes at any step exactly.
 
     Args:
       data_dir: what make_data.sh made.
@@ -156,7 +221,7 @@ class Trainer:
     """
 
     def __init__(self, data_dir: Path, metadata: dict, jit_compile: bool):
-        self.metadata, self._data_dir = metadata, data_dir
+        self.metadata, self.jit_compile, self._data_dir = metadata, jit_compile, data_dir
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
         self.total_steps = EPOCHS.value * self.steps_per_epoch
         self.last_step = min(MAX_STEPS.value or self.total_steps, self.total_steps)
@@ -166,18 +231,21 @@ class Trainer:
         with self._strategy.scope():
             self.model = build_model(metadata["vocab_size"], static_shapes=jit_compile)
             self.model.softmax.start_from(read_counts(data_dir / "unigram_counts.txt"))
-            self._optimizer = build_optimizer(self._learning_rate_at)
-            self._optimizer.build(self.model.trainable_variables)
+            step = tf.Variable(0, dtype=tf.int64)
+            self._groups = self._parameter_groups(step)
         totals = {name: tf.Variable(0.0, dtype=tf.float64) for name in ("epoch_nll", "epoch_targets", "seconds", "targets")}
         memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
-        self.state = tf.train.Checkpoint(model=self.model, optimizer=self._optimizer, memory=memory, **totals)
+        self.state = tf.train.Checkpoint(
+            weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value), best_loss=tf.Variable(math.inf, dtype=tf.float64),
+            latency=tf.Variable(tf.zeros(len(KINDS))),
+            optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
         self._iterator = self._memory = None  # on the replicas, while training goes on
         self._update_compiled = tf.function(self._update, jit_compile=jit_compile or None)
-        self._score_compiled = tf.function(self._score, jit_compile=jit_compile or None)
+        self._evaluator = Evaluator(self.model, jit_compile)
 
     @property
     def step(self) -> int:
-        return int(tf.convert_to_tensor(self._optimizer.iterations.value))
+        return int(tf.convert_to_tensor(self.state.step))
 
     @property
     def learning_rate(self) -> float:
@@ -188,68 +256,84 @@ class Trainer:
         return float(self.model.temperature(self._tau_at(self.step)))
 
     def train(self, num_steps: int) -> tuple[float, float, float]:
-        """Trains `num_steps` steps in one call. Returns the mean loss, the number of targets and the seconds it took."""
+        """Trains `num_steps` steps, alike ones in one call. Returns the mean loss, the number of targets and the seconds it took."""
         if self._iterator is None:
             self._iterator = iter(self._windows("train", first=self.step % self.steps_per_epoch))
-            self._memory = self._split_rows(self.state.memory)
+            self._memory = devices.split_rows(self.state.memory, axis=1)
         if self.step % self.steps_per_epoch == 0:
             self.state.epoch_nll.assign(0.0)
             self.state.epoch_targets.assign(0.0)
-        start = time.perf_counter()
-        nll, targets, self._memory = self._train_steps(self._iterator, self._memory, tf.constant(num_steps))
-        nll, targets = float(nll), float(targets)
+        start, nll, targets = time.perf_counter(), 0.0, 0.0
+        for names, steps in itertools.groupby(range(self.step, self.step + num_steps), self._trained_at):
+            more_nll, more_targets, self._memory = self._train_steps(self._iterator, self._memory, tf.constant(len(list(steps))), names)
+            nll, targets = nll + float(more_nll), targets + float(more_targets)
         seconds = time.perf_counter() - start
         self.state.memory.assign(self._strategy.gather(self._memory, axis=1))
+        self.state.tau.assign(self.tau)
         for name, value in {"epoch_nll": nll, "epoch_targets": targets, "seconds": seconds, "targets": targets}.items():
             getattr(self.state, name).assign_add(value)
         return self._finite(nll / targets), targets, seconds
 
     def evaluate(self, split: str) -> dict:
         """The metrics of every target of a split, without noise."""
-        memory = self._split_rows(tf.zeros_like(self.state.memory))
-        nll, targets = self._total(self._windows(split), memory, tf.constant(self.tau))
-        return metrics(self._finite(float(nll / targets)), self.metadata["splits"][split])
+        stream = data_utils.load_stream(self._data_dir, split, self.metadata)
+        score = self._evaluator(stream, self.metadata["batch_size"], self.metadata["seq_len"], self.tau)
+        return metrics(self._finite(score.nll / score.targets), self.metadata["splits"][split])
 
     def epoch_metrics(self) -> dict:
         """The metrics of the last epoch as far as it was trained, with noise and dropout."""
         return metrics(float(self.state.epoch_nll / self.state.epoch_targets), self.metadata["splits"]["train"])
 
-    def _update(self, window, memory):
-        """One step on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D]."""
+    def _parameter_groups(self, step) -> dict:
+        """The optimizer and the variables of the weights, and of the architecture where it is searched."""
+        architecture = self.model.architecture_parameters
+        weights = [variable for variable in self.model.trainable_variables if not any(variable is other for other in architecture)]
+        groups = {"weights": (build_optimizer("weights", lambda: self._learning_rate_at(step), weights), weights)}
+        if architecture:
+            optimizer = build_optimizer("architecture", lambda: self._learning_rate_at(step) * ARCH_LR_FACTOR.value, architecture)
+            groups["architecture"] = optimizer, architecture
+        return groups
+
+    def _trained_at(self, step: int) -> tuple[str, ...]:
+        """The parameter groups that a step trains."""
+        if SEARCH_MODE.value == "joint":
+            return tuple(self._groups)
+        return ("architecture",) if trains_architecture(step, WARMUP_STEPS.value, ARCH_SHARE.value) else ("weights",)
+
+    def _update(self, window, memory, names):
+        """One step of some parameter groups on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D]."""
+        groups = [self._groups[name] for name in names]
         replica = tf.distribute.get_replica_context()
-        step = tf.convert_to_tensor(self._optimizer.iterations.value)
-        draws = Draws(SEED.value, step, replica.replica_id_in_sync_group)
+        step = tf.convert_to_tensor(self.state.step)
+        draws = Draws(SEED.value, step, replica.replica_id_in_sync_group, replica.num_replicas_in_sync)
         filled = filled_memory(self.model, window, step % self.steps_per_epoch)
         with tf.GradientTape() as tape:
-            nll, targets, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
+            nll, real, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
+            nll, targets = tf.reduce_sum(nll), tf.reduce_sum(real)
             loss = nll / replica.all_reduce("sum", targets)
-        gradients = tape.gradient(loss, self.model.trainable_variables)
-        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]  # else Keras squares a repeated id's gradients one by one
-        self._optimizer.apply(dense, self.model.trainable_variables)
+            if LATENCY_WEIGHT.value:
+                loss += LATENCY_WEIGHT.value * self._latency(step, draws, window.shape[0]) / replica.num_replicas_in_sync
+        gradients = tape.gradient(loss, [variables for _, variables in groups])
+        for (optimizer, variables), group in zip(groups, gradients):
+            dense = [tf.convert_to_tensor(gradient) for gradient in group]  # else Keras squares a repeated id's gradients one by one
+            optimizer.apply(dense, variables)
         return nll, targets, memory
 
-    def _score(self, window, memory, number, tau):
-        return window_nll(self.model, window, memory, filled_memory(self.model, window, number), tau)
+    def _latency(self, step, draws, rows):
+        """The milliseconds that the network sampled at this step is expected to take for a window."""
+        sample = self.model.sample(self._tau_at(step), draws, rows)  # [S, K] or [rows, S, K]
+        milliseconds = tf.reduce_sum(sample * self.state.latency, axis=[-2, -1])
+        return tf.reduce_mean(milliseconds)
 
     @tf.function
-    def _train_steps(self, iterator, memory, num_steps):
+    def _train_steps(self, iterator, memory, num_steps, names):
         total_nll = total_targets = tf.zeros([], tf.float64)
         for _ in tf.range(num_steps):
-            nll, targets, memory = self._strategy.run(self._update_compiled, args=(next(iterator), memory))
+            nll, targets, memory = self._strategy.run(self._update_compiled, args=(next(iterator), memory, names))
+            self.state.step.assign_add(1)
             total_nll += self._sum(nll)
             total_targets += self._sum(targets)
         return total_nll, total_targets, memory
-
-    @tf.function
-    def _total(self, windows, memory, tau):
-        total_nll = total_targets = tf.zeros([], tf.float64)
-        number = tf.zeros([], tf.int32)
-        for window in windows:
-            nll, targets, memory = self._strategy.run(self._score_compiled, args=(window, memory, number, tau))
-            total_nll += self._sum(nll)
-            total_targets += self._sum(targets)
-            number += 1
-        return total_nll, total_targets
 
     def _sum(self, value):
         return tf.cast(self._strategy.reduce("sum", value, axis=None), tf.float64)
@@ -261,60 +345,11 @@ class Trainer:
             dataset = dataset.repeat().skip(first)
         return self._strategy.experimental_distribute_dataset(dataset.prefetch(tf.data.AUTOTUNE))
 
-    def _split_rows(self, memory):
-        """Gives each replica its rows of a memory [A, B, M, D]."""
-        parts = tf.split(memory, self._strategy.num_replicas_in_sync, axis=1)
-        return self._strategy.experimental_distribute_values_from_function(lambda context: parts[context.replica_id_in_sync_group])
-
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {self.step:,}: stopped, the last checkpoint is from before; "
                                      "a lower --max_lr or --clipnorm may help")
         return loss
-
-
-def window_nll(model, window, memory, filled, tau, draws=None):
-    """The loss of one window.
-
-    Args:
-      model: the network.
-      window: int32 [B, T + 1].
-      memory, filled, tau, draws: as the model takes them.
-
-    Returns:
-      The summed negative log-likelihood of the targets, how many they are (padding is none), and the next memory.
-    """
-    window = tf.ensure_shape(window, [memory.shape[1], window.shape[1]])  # a replica's part of a batch forgets its size
-    inputs, targets = window[:, :-1], tf.reshape(window[:, 1:], [-1])  # [B, T], [B T]
-    hidden, memory = model(inputs, memory, filled=filled, tau=tau, draws=draws)
-    nll = model.softmax(tf.reshape(hidden, [-1, hidden.shape[-1]]), targets)  # [B T]
-    real = tf.cast(targets != data_utils.PAD, tf.float32)  # [B T]
-    return tf.reduce_sum(nll * real), tf.reduce_sum(real), memory
-
-
-def filled_memory(model, window, number):
-    """How many memory positions hold tokens at window `number` of a split, which starts with none."""
-    return tf.minimum(number * (window.shape[1] - 1), model.mem_len)
-
-
-def metrics(loss: float, split: dict) -> dict:
-    """Loss in nats per token, and what does not depend on the tokenizer; `split` is the split's entry in metadata.json.
-
-    Word perplexity and bits per byte spread the negative log-likelihood of all targets, loss * targets, over the raw text.
-    A language without spaces has no words worth the name, and its word perplexity may be infinite.
-    """
-    total = loss * split["targets"]
-    return {
-        "loss": loss,
-        "perplexity": exp(loss),
-        "word_perplexity": exp(total / split["words"]),
-        "bits_per_byte": total / math.log(2) / split["bytes"],
-    }
-
-
-def exp(nats: float) -> float:
-    """e^nats, infinite where that overflows."""
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,8 +370,8 @@ def train_epoch(trainer: Trainer, run: Run):
         remaining = datetime.timedelta(seconds=round((trainer.last_step - step) * seconds / num_steps))
         run.note(f"step {step:,}/{trainer.total_steps:,}  loss {loss:.4f}  perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  "
                  f"tau {trainer.tau:.4f}  {speed:,.0f} tokens/s  ETA {remaining}")
-        run.scalars("train", step, {"loss": loss, "perplexity": perplexity, "learning_rate": trainer.learning_rate,
-                                    "tau": trainer.tau, "tokens_per_second": speed})
+        run.scalars("train", step, {"loss": loss, "perplexity": perplexity, "training/learning_rate": trainer.learning_rate,
+                                    "training/tau": trainer.tau, "training/tokens_per_second": speed})
         if SEARCH in trainer.model.architecture:
             run.pi_scalars(step, trainer.model.pi())
         bar.update(step - start, [("loss", loss), ("perplexity", perplexity)])
@@ -345,14 +380,20 @@ def train_epoch(trainer: Trainer, run: Run):
 def main(_):
     data_dir = Path(DATA_DIR.value)
     metadata = data_utils.read_metadata(data_dir)
-    device, jit_compile = prepare_device()
+    device, on_gpu = devices.prepare(MIXED_PRECISION.value)
     keras.utils.set_random_seed(SEED.value)
-    trainer = Trainer(data_dir, metadata, jit_compile)
+    trainer = Trainer(data_dir, metadata, on_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true")
     model, config = trainer.model, configuration(metadata)
-    run = Run(Path("logs") / MODEL_NAME.value, config, trainer.state)
+    if INIT_FROM.value:
+        take_weights(model, Path(INIT_FROM.value), config["data"])
+    run = Run(Path("logs") / MODEL_NAME.value, config, data_dir, trainer.state)
     run.describe(config, model, device, data_utils.versions())
     if trainer.step:
         run.say(f"resumed at step {trainer.step:,}")
+    if LATENCY_WEIGHT.value:
+        if not trainer.step:
+            trainer.state.latency.assign(layer_latency(metadata["batch_size"], metadata["seq_len"], trainer.jit_compile))
+        run.say("milliseconds per window: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.state.latency.numpy())))
     if WARMUP_STEPS.value >= trainer.total_steps:
         run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
 
@@ -367,7 +408,7 @@ def main(_):
         "corpus": metadata["corpus"], "steps": trainer.step, "wall_seconds": float(trainer.state.seconds),
         "tokens_per_second": float(trainer.state.targets / trainer.state.seconds),
         "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid"), "test": trainer.evaluate("test"),
-        "pi": model.pi().tolist(), "architecture": [KINDS[kind] for kind in model.pi().argmax(axis=1)],
+        "pi": model.pi().tolist(), "architecture": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
         "parameters": model.count_params(), "versions": data_utils.versions(), "device": device, "flags": config["flags"],
     })
 

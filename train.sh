@@ -6,8 +6,7 @@ use_python "$project/requirements.txt"
 exec "$PYTHON" "$project/train.py" \
   --data_dir=data/tfrecords \
   --model_name=supernet \
-  --architecture=search --num_layers=6 \
-  --d_model=128 --num_heads=4 --d_ffn=1024 --mem_len=16 --dropout_rate=0.1 \
+  --num_layers=6 --d_model=128 --num_heads=4 --d_ffn=1024 --mem_len=16 --dropout_rate=0.1 \
   --proj_factor=4 \
   --opt_name=adam --max_lr=1e-4 --warmup_steps=4000 --epochs=20 \
   --tau_start=1.0 --tau_end=0.1 \

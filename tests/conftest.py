@@ -1,5 +1,6 @@
-"""What the tests share: a tiny corpus and the data made of it."""
+"""What the tests share: a tiny corpus, the data made of it, and a search trained on them."""
 
+import functools
 import random
 import sys
 from pathlib import Path
@@ -9,10 +10,18 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+import keras  # noqa: E402
+from absl import flags  # noqa: E402
+from absl.testing import flagsaver  # noqa: E402
+
 import corpora  # noqa: E402
 import data_utils  # noqa: E402
+import train  # noqa: E402
+
+flags.FLAGS(["train.py"])  # the defaults; a test sets its own
 
 BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 4, 8, 120
+TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=["20,60"], epochs=2, warmup_steps=20, max_lr=0.01, log_every=7)
 
 
 def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
@@ -44,3 +53,26 @@ def data_dir(tmp_path_factory, corpus_dir):
     data_utils.build(corpora.from_folder(corpus_dir), output_dir, VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None,
                      batch_size=BATCH_SIZE, seq_len=SEQ_LEN, shards=2)
     return output_dir
+
+
+def train_in(folder: Path, **settings) -> Path:
+    """Trains a tiny network in a folder, with the given flags. Returns the folder of the run."""
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**TINY | settings):
+        patch.chdir(folder)
+        try:
+            train.main(None)
+        finally:
+            keras.config.set_dtype_policy("float32")
+    return folder / "logs" / settings.get("model_name", "supernet")
+
+
+@pytest.fixture
+def run_train(data_dir, tmp_path):
+    """A function that trains with the given flags in a folder of the test's own, and returns the folder of the run."""
+    return functools.partial(train_in, tmp_path, data_dir=str(data_dir))
+
+
+@pytest.fixture(scope="session")
+def search_run(data_dir, tmp_path_factory):
+    """The folder of a finished search; not to be changed by a test."""
+    return train_in(tmp_path_factory.mktemp("search"), data_dir=str(data_dir))

@@ -45,6 +45,26 @@ def test_windows_equal_a_plain_loop_for_every_remainder(batch_size, seq_len):
         assert sorted(targets[targets != 0]) == expected  # each token after the first of its row, once
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 40])
+@pytest.mark.parametrize("lead", [0, 1, 3])
+def test_scoring_windows_score_each_token_once_after_its_own_past(batch_size, lead):
+    T = 3
+    for num_tokens in range(2, 60):
+        stream = np.arange(1, num_tokens + 1, dtype=np.int32)
+        scored, read = [], [[] for _ in range(batch_size)]
+        for window, rows in data_utils.scoring_windows(stream, batch_size, T, lead):
+            assert window.shape == (batch_size, T + 1) and window.dtype == np.int32
+            for row in range(batch_size):
+                targets = [token for token in window[row, 1:] if token]
+                assert all(b == a + 1 for a, b in zip(window[row], targets))
+                if rows[row] and targets:
+                    scored += targets
+                    past = min(lead * T, window[row, 0] - 1)  # what the windows before this one in the text hold
+                    assert read[row][len(read[row]) - past:] == list(range(window[row, 0] - past, window[row, 0])), "not read before"
+                read[row] += window[row, :-1].tolist()
+        assert sorted(scored) == list(range(2, num_tokens + 1))
+
+
 @pytest.mark.parametrize("shards", [1, 2, 3, 4, 5, 50])
 def test_shards_lose_nothing_and_keep_order(shards, tmp_path):
     for num_tokens in range(60, 75):
@@ -57,6 +77,7 @@ def test_shards_lose_nothing_and_keep_order(shards, tmp_path):
         metadata = {"batch_size": 3, "seq_len": 4, "sha256": {f"train/{path.name}": "" for path in paths}}
         loaded = list(data_utils.load_windows(folder.parent, "train", metadata).as_numpy_iterator())
         assert np.array_equal(loaded, windows) and loaded[0].dtype == np.int32
+        assert np.array_equal(data_utils.load_stream(folder.parent, "train", metadata), stream)
 
 
 @pytest.mark.parametrize("add_eos", [False, True])
@@ -98,7 +119,7 @@ def test_metadata_tells_what_the_files_hold(data_dir, corpus_dir):
         assert (entry["words"], entry["bytes"], entry["tokens"]) == (len(text.split()), len(text.encode()), len(tokens))
         windows = list(data_utils.load_windows(data_dir, split, metadata).as_numpy_iterator())
         assert entry["steps"] == len(windows)
-        assert entry["targets"] == sum((window[:, 1:] != data_utils.PAD).sum() for window in windows) == len(tokens) - BATCH_SIZE
+        assert sum((window[:, 1:] != data_utils.PAD).sum() for window in windows) == len(tokens) - BATCH_SIZE
         if split == "train":
             counts = [int(line) for line in (data_dir / "unigram_counts.txt").read_text().splitlines()]
             assert counts == np.bincount(tokens, minlength=VOCAB_SIZE).tolist()

@@ -242,6 +242,12 @@ def test_draws_depend_on_seed_step_place_and_replica_alone():
     assert not np.array_equal(gumbel, Draws(1, 3, 0).gumbel([5]).numpy())
 
 
+def test_noise_for_each_row_is_a_replicas_part_of_what_one_alone_would_draw():
+    alone = Draws(1, 2).gumbel_rows(6, [2, 3]).numpy()
+    parts = [Draws(1, 2, replica, 3).gumbel_rows(2, [2, 3]).numpy() for replica in range(3)]
+    assert alone.shape == (6, 2, 3) and np.array_equal(alone, np.concatenate(parts)) and len(np.unique(alone)) == 36
+
+
 def test_dropout_and_gumbel_noise_come_from_different_numbers():
     noise = Draws(1, 2).gumbel([2000]).numpy()
     kept = Draws(1, 2).keep(0, [4000], 0.5).numpy()
@@ -356,10 +362,25 @@ def test_the_networks_own_samples_follow_temperature_noise_and_straight_through(
     soft, hard = network(["search"] * 3), network(["search"] * 3, straight_through=True)
     noise = Draws(0, 5).gumbel([3, 3])
     for tau in (0.3, 1.0):
-        assert np.allclose(soft._sample(tau, Draws(0, 5)), model.gumbel_softmax(soft.theta, tau, noise))
-    assert set(np.unique(hard._sample(1.0, Draws(0, 5)))) == {0, 1}
+        assert np.allclose(soft.sample(tau, Draws(0, 5)), model.gumbel_softmax(soft.theta, tau, noise))
+    assert set(np.unique(hard.sample(1.0, Draws(0, 5)))) == {0, 1}
     assert np.unique(noise).size == 9  # every block has its own
-    assert np.allclose(soft._sample(1.0, None), soft.pi()[:3], atol=1e-6)
+    assert np.allclose(soft.sample(1.0, None), soft.pi()[:3], atol=1e-6)
+
+
+def test_a_sample_for_each_row_mixes_each_row_by_itself():
+    net, shared = (network(["search", "dense", "search"], gumbel_per_row=per_row, dropout_rate=0.0) for per_row in (True, False))
+    for weight, other in zip(net.weights, shared.weights):
+        other.assign(weight)
+    tokens = np.random.default_rng(0).integers(0, V, [B, T])
+    draws = Draws(0, 5)
+    samples = net.sample(0.7, draws, rows=B)  # [B, S, K]
+    assert samples.shape == (B, 2, 3) and np.ptp(samples, axis=0).min() > 1e-3
+    hidden, memory = net(tf.constant(tokens), net.empty_memory(B), filled=0, tau=0.7, draws=draws)
+    for row in range(B):
+        shared.sample = lambda *arguments, **named: samples[row]
+        alone, alone_memory = shared(tf.constant(tokens[row:row + 1]), shared.empty_memory(1), filled=0, tau=0.7, draws=draws)
+        assert np.allclose(hidden[row], alone[0], atol=1e-5) and np.allclose(memory[:, row], alone_memory[:, 0], atol=1e-5)
 
 
 def test_every_block_and_branch_has_its_own_dropout():

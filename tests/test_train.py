@@ -10,35 +10,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from absl.testing import flagsaver
 
 import cli
 import data_utils
+import evaluate
 import train
 from cli import InputError
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE
-
-flags.FLAGS(["train.py"])  # the defaults; a test sets its own
-
-TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=["20,60"], epochs=2, warmup_steps=20, max_lr=0.01, log_every=7)
-
-
-@pytest.fixture
-def run_train(data_dir, tmp_path, monkeypatch):
-    """A function that trains with the given flags in an empty folder, and returns the folder of the run."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(**settings):
-        with flagsaver.flagsaver(**TINY | {"data_dir": str(data_dir)} | settings):
-            try:
-                train.main(None)
-            finally:
-                keras.config.set_dtype_policy("float32")
-        return tmp_path / "logs" / settings.get("model_name", "supernet")
-
-    return run
-
+from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE
+from runs import TrainedRun
 
 def results_of(folder):
     return json.loads((folder / "results.json").read_text())
@@ -71,15 +51,16 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     steps = metadata["splits"]["train"]["steps"]
     results = results_of(folder)
 
-    assert {path.name for path in folder.iterdir()} == {"config.json", "training_log.log", "results.json", "checkpoints", "train", "valid"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "tokenizer.model", "tokenizer.vocab", "training_log.log", "results.json", "checkpoints", "best", "train", "valid"}
     assert results["corpus"] == "markov" and results["steps"] == 2 * steps and results["parameters"] > 0
     assert results["wall_seconds"] > 0 and results["tokens_per_second"] > 0
-    assert results["architecture"] == [train.KINDS[kind] for kind in np.argmax(results["pi"], axis=1)]
+    assert results["architecture"] == "".join("adi"[kind] for kind in np.argmax(results["pi"], axis=1))
     assert np.shape(results["pi"]) == (2, 3) and np.allclose(np.sum(results["pi"], axis=1), 1)
     assert results["flags"]["d_model"] == 8 and results["versions"]["tensorflow"] == tf.__version__ and "CPU" in results["device"]
     for split in ("train", "valid", "test"):
         scores, entry = results[split], metadata["splits"][split]
-        total = scores["loss"] * entry["targets"]
+        total = scores["loss"] * (entry["tokens"] - 1)
         assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
         assert scores["word_perplexity"] == pytest.approx(math.exp(total / entry["words"]))
         assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / entry["bytes"])
@@ -87,16 +68,17 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
 
     scalars, others = events_of(folder / "train")
     lines = [step for step in range(1, 2 * steps + 1) if step % 7 == 0 or step % steps == 0]
-    for tag in ("loss", "perplexity", "learning_rate", "tau", "tokens_per_second", "pi/block_1/attention", "pi/block_2/identity"):
+    for tag in ("loss", "perplexity", "training/learning_rate", "training/tau", "training/tokens_per_second", "pi/block_1/attention", "pi/block_2/identity"):
         assert sorted(scalars[tag]) == lines, tag
     assert others["pi"] == [0, steps, 2 * steps] and others["configuration"] == [0]
     valid, _ = events_of(folder / "valid")
+    assert valid.keys() == {"loss", "perplexity", "raw_text/word_perplexity", "raw_text/bits_per_byte"}
     assert sorted(valid["loss"]) == [steps, 2 * steps] and valid["loss"][2 * steps] == pytest.approx(results["valid"]["loss"])
     assert scalars["loss"][lines[-1]] < scalars["loss"][lines[0]] - 0.5
 
     log = (folder / "training_log.log").read_text()
     assert re.findall(r" step ([\d,]+)/", log) == [f"{step:,}" for step in lines]
-    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid  loss", "test ", "most likely architecture"):
+    for part in ("flags {", "versions {", "Total params", "markov", "on CPU", "tokens/s  ETA 0:00", "valid  loss", "test ", "architecture "):
         assert part in log, part
     console = capsys.readouterr().out
     assert "epoch 2 of 2" in console and "loss" in console and "valid  loss" in console and "Total params" not in console
@@ -126,7 +108,7 @@ def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(run_train):
 
 def test_max_steps_changes_no_schedule(run_train):
     short, long = run_train(model_name="short", max_steps=14), run_train(model_name="long", max_steps=28)
-    for tag in ("loss", "learning_rate", "tau"):
+    for tag in ("loss", "training/learning_rate", "training/tau"):
         one, other = events_of(short / "train")[0][tag], events_of(long / "train")[0][tag]
         assert one[14] == other[14]
 
@@ -139,10 +121,11 @@ def test_a_finished_run_started_again_trains_no_further(run_train, capsys):
 
 
 @pytest.mark.parametrize("settings", [
-    dict(architecture=["attention", "dense"]), dict(architecture=["identity"]), dict(straight_through=True), dict(tau_is_trainable=True),
+    dict(architecture="ad"), dict(architecture="i"), dict(architecture="sds"), dict(architecture="random"), dict(straight_through=True), dict(tau_is_trainable=True),
     dict(opt_name="sgd", clipnorm=1.0), dict(opt_name="adamw", clipvalue=0.5), dict(opt_name="nadam"), dict(opt_name="rmsprop"),
     dict(mem_len=0), dict(mem_len=20), dict(cutoffs=[]), dict(cutoffs=["20", "60"], proj_dims=["4,3"]), dict(jit_compile="true"),
-    dict(mixed_precision=True), dict(max_lr=1e-3, warmup_steps=0)], ids=str)
+    dict(mixed_precision=True), dict(search="alternating"), dict(gumbel_per_row=True),
+    dict(gumbel_per_row=True, straight_through=True), dict(latency_weight=0.1), dict(max_lr=1e-3, warmup_steps=0)], ids=str)
 def test_every_setting_trains(settings, run_train):
     folder = run_train(max_steps=15, log_every=5, **settings)
     losses = events_of(folder / "train")[0]["loss"]
@@ -163,11 +146,137 @@ def test_mixed_precision_learns_as_float32_does(run_train):
 
 
 def test_a_fixed_architecture_has_no_search(run_train):
-    folder = run_train(architecture=["attention", "dense"], max_steps=3)
+    folder = run_train(architecture="ad", max_steps=3)
     results = results_of(folder)
-    assert results["pi"] == [[1, 0, 0], [0, 1, 0]] and results["architecture"] == ["attention", "dense"]
+    assert results["pi"] == [[1, 0, 0], [0, 1, 0]] and results["architecture"] == "ad"
     assert not any("theta" in name for name in checkpoint_of(folder))
     assert not any(tag.startswith("pi/") for tag in events_of(folder / "train")[0])
+
+
+def test_an_architecture_is_letters_a_finished_run_or_a_random_draw(run_train, search_run):
+    found = results_of(search_run)["architecture"]
+    with flagsaver.flagsaver(architecture=str(search_run)):
+        assert "".join(kind[0] for kind in train.architecture()) == found and len(found) == 2
+    with flagsaver.flagsaver(architecture="aaddis"):
+        assert train.architecture() == ["attention", "attention", "dense", "dense", "identity", "search"]
+    with flagsaver.flagsaver(num_layers=3):
+        assert train.architecture() == ["search"] * 3
+    drawn = set()
+    for seed in range(6):
+        with flagsaver.flagsaver(architecture="random", num_layers=9, seed=seed):
+            assert train.architecture() == train.architecture() and len(train.architecture()) == 9
+            drawn.add(tuple(train.architecture()))
+    assert len(drawn) == 6 and {kind for kinds in drawn for kind in kinds} == set(train.KINDS)
+    folder = run_train(architecture=str(search_run), max_steps=3, model_name="fixed")
+    assert results_of(folder)["architecture"] == found and results_of(folder)["flags"]["architecture"] == found
+
+
+def test_fine_tuning_starts_from_the_weights_of_the_chosen_branches(run_train, search_run, data_dir):
+    trained, _, _ = TrainedRun(search_run).network()
+    with flagsaver.flagsaver(**TINY | {"architecture": "da"}):
+        model = train.build_model(VOCAB_SIZE, static_shapes=False)
+        train.take_weights(model, search_run, train.configuration(data_utils.read_metadata(data_dir))["data"])
+    x, memory, bias = tf.random.normal([1, 3, 8]), tf.random.normal([1, 6, 8]), tf.zeros([3, 9])
+    dense, attention = trained.blocks[0], trained.blocks[1]
+    assert np.array_equal(model.blocks[0](x), dense.dense_norm(x + dense.dense(x)))
+    assert np.array_equal(model.blocks[1](x, memory, bias), attention.attention_norm(x + attention.attention(x, memory, bias)))
+    assert np.array_equal(model.embedding.embeddings, trained.embedding.embeddings)
+    assert np.array_equal(model.softmax.log_prob(x[0]), trained.softmax.log_prob(x[0]))
+
+    tuned = run_train(model_name="tuned", init_from=str(search_run), max_steps=7)
+    assert results_of(tuned)["architecture"] == results_of(search_run)["architecture"]
+    scratch = run_train(model_name="scratch", architecture=str(search_run), max_steps=7)
+    assert events_of(tuned / "train")[0]["loss"][7] < events_of(scratch / "train")[0]["loss"][7] - 0.3
+    again = run_train(model_name="tuned", init_from=str(search_run), max_steps=9)  # resumes, and does not start over
+    assert checkpoint_of(again)["step/.ATTRIBUTES/VARIABLE_VALUE"] == 9
+
+
+def test_weights_that_do_not_fit_are_refused(run_train, search_run, tmp_path):
+    for settings, message in [
+        (dict(init_from=str(search_run), d_model=16), r"has no weight \S+ of shape .*: --init_from needs a network of the same sizes"),
+        (dict(init_from=str(search_run), architecture="ada"), "has no weight block_2/"),
+        (dict(init_from="nowhere", architecture="ad"), "nowhere is no run"),
+        (dict(architecture=str(tmp_path)), "is no run"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run_train(model_name="refused", **settings)
+    assert not (tmp_path / "logs" / "refused").exists()
+    unfinished = shutil.copytree(search_run, tmp_path / "unfinished")
+    (unfinished / "results.json").unlink()
+    with pytest.raises(InputError, match="has no results.json: it has not finished"):
+        run_train(architecture=str(unfinished))
+    config = json.loads((search_run / "config.json").read_text())
+    other = shutil.copytree(search_run, tmp_path / "other")
+    (other / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"tokenizer_sha256": "0"}}))
+    with pytest.raises(InputError, match="trained with another tokenizer"):
+        run_train(init_from=str(other))
+
+
+def weights_after(data_dir, *steps, **settings):
+    """The trainer, and theta and one kernel after each of some numbers of steps."""
+    with flagsaver.flagsaver(**TINY | {"data_dir": str(data_dir)} | settings):
+        keras.utils.set_random_seed(0)
+        trainer, seen = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile=False), []
+        for count in steps:
+            trainer.train(count)
+            seen.append((trainer.model.theta.numpy(), trainer.model.softmax.head.numpy()))
+    return trainer, seen
+
+
+def test_an_alternating_search_trains_the_architecture_in_its_share_of_the_steps(data_dir):
+    _, seen = weights_after(data_dir, *[1] * 24, search="alternating", arch_share=0.25, warmup_steps=8)
+    theta, kernel = ([not np.array_equal(a, b) for a, b in zip(values, values[1:])] for values in zip(*seen))
+    turn = [False] * 7 + [False, False, False, True] * 4  # of steps 2 to 24: none in the warm-up, then every fourth
+    assert theta == turn and kernel == [not own for own in turn]
+
+
+def test_the_architecture_has_an_optimizer_of_its_own(data_dir):
+    trainer, _ = weights_after(data_dir, 20, search="alternating", arch_share=0.5, warmup_steps=4)
+    counts = {name: int(optimizer.iterations) for name, (optimizer, _) in trainer._groups.items()}
+    assert counts == {"weights": 12, "architecture": 8}
+    joint, _ = weights_after(data_dir, 5)
+    assert {int(optimizer.iterations) for optimizer, _ in joint._groups.values()} == {5}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 1 / 3, 0.7, 1.0])
+def test_the_share_of_the_architecture_is_kept_and_spread(share):
+    turns = [train.trains_architecture(step, 10, share) for step in range(310)]
+    assert not any(turns[:10]) and sum(turns) == math.floor(300 * share + 1e-9)
+    gaps = np.diff(np.flatnonzero(turns))
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_the_learning_rate_of_the_architecture_is_scaled(data_dir):
+    sgd = dict(opt_name="sgd", warmup_steps=0, dropout_rate=0.0)
+    (once,), (thrice,) = (weights_after(data_dir, 2, arch_lr_factor=factor, **sgd)[1] for factor in (1.0, 3.0))
+    assert np.abs(once[0]).max() > 0 and np.allclose(thrice[0], 3 * once[0], rtol=0.02)
+    assert np.allclose(once[1], thrice[1], rtol=1e-3)
+
+
+def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
+    table = np.array([5.0, 1.0, 2.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "layer_latency", lambda *arguments: table)
+        folder = run_train(latency_weight=1.0, warmup_steps=0, max_steps=40)
+        resumed = run_train(latency_weight=1.0, warmup_steps=0, max_steps=41)
+    assert results_of(folder)["architecture"] == "dd" and min(row[0] for row in results_of(folder)["pi"]) < 0.3
+    assert np.array_equal(checkpoint_of(resumed)["latency/.ATTRIBUTES/VARIABLE_VALUE"], table)
+    assert "milliseconds per window: attention 5.00, dense 1.00, identity 2.00" in (folder / "training_log.log").read_text()
+
+
+def test_expected_latency_is_the_sampled_mixture_of_the_table(data_dir):
+    with flagsaver.flagsaver(**TINY):
+        trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile=False)
+        trainer.state.latency.assign([5.0, 1.0, 2.0])
+        draws = train.Draws(0, 3)
+        sample = trainer.model.sample(trainer._tau_at(3), draws).numpy()  # [S, K]
+        assert float(trainer._latency(3, draws, 4)) == pytest.approx((sample @ [5, 1, 2]).sum(), rel=1e-5)
+
+
+def test_layers_are_timed():
+    with flagsaver.flagsaver(num_layers=1, d_model=64, d_ffn=512):
+        attention, dense, identity = train.layer_latency(16, 16, jit_compile=False)
+    assert 0 < identity < min(attention, dense) and max(attention, dense) < 1000
 
 
 def test_learning_rate_at_its_corners():
@@ -184,38 +293,26 @@ def test_temperature_at_its_corners():
         assert float(tau_at(tf.constant(step))) == pytest.approx(expected, rel=1e-5)
 
 
-def test_evaluation_and_the_start_of_an_epoch_equal_a_plain_loop(data_dir):
+def test_the_start_of_an_epoch_equals_a_plain_loop(data_dir):
     metadata = data_utils.read_metadata(data_dir)
     steps = metadata["splits"]["train"]["steps"]
-    with flagsaver.flagsaver(**TINY | {"dropout_rate": 0.0, "architecture": ["attention"], "opt_name": "sgd", "max_lr": 0.0, "mem_len": 20}):
+    with flagsaver.flagsaver(**TINY | {"dropout_rate": 0.0, "architecture": "aa", "opt_name": "sgd", "max_lr": 0.0, "mem_len": 20}):
         trainer = train.Trainer(data_dir, metadata, jit_compile=False)
         trainer.model.softmax.head.assign(np.random.default_rng(0).normal(size=trainer.model.softmax.head.shape))
-        plain = {}
-        for split in ("train", "valid"):
-            memory, total, targets, losses = trainer.state.memory * 0, 0.0, 0.0, []
-            for number, window in enumerate(data_utils.load_windows(data_dir, split, metadata)):
-                filled = min(number * SEQ_LEN, 20)
-                nll, count, memory = train.window_nll(trainer.model, window, memory, filled, 1.0)
-                total, targets, losses = total + float(nll), targets + float(count), losses + [float(nll / count)]
-            plain[split] = total / targets, targets, losses
-        valid = trainer.evaluate("valid")
-        assert valid["loss"] == pytest.approx(plain["valid"][0], rel=1e-5)
-        assert plain["valid"][1] == metadata["splits"]["valid"]["targets"]
+        memory, plain = trainer.state.memory * 0, []
+        for number, window in enumerate(data_utils.load_windows(data_dir, "train", metadata).take(4)):
+            nll, real, memory = train.window_nll(trainer.model, window, memory, min(number * SEQ_LEN, 20), 1.0)
+            plain.append(np.sum(nll) / np.sum(real))
         trained = [trainer.train(1)[0] for _ in range(4)] + [trainer.train(steps - 4)[0]] + [trainer.train(1)[0] for _ in range(4)]
-    assert trained[:4] == pytest.approx(plain["train"][2][:4], rel=1e-5)  # nothing is learned at a learning rate of 0 ...
-    assert trained[5:] == pytest.approx(plain["train"][2][:4], rel=1e-5)  # ... so the next epoch, with empty memory, is the same
+    assert trained[:4] == pytest.approx(plain, rel=1e-5)  # nothing is learned at a learning rate of 0 ...
+    assert trained[5:] == pytest.approx(plain, rel=1e-5)  # ... so the next epoch, with empty memory, is the same
     assert len(set(trained[:4])) == 4
 
 
 def test_an_infinite_metric_is_null_in_json(run_train, monkeypatch):
-    monkeypatch.setattr(train, "exp", lambda nats: math.inf)
+    monkeypatch.setattr(evaluate, "exp", lambda nats: math.inf)
     results = (run_train(max_steps=3) / "results.json").read_text()
     assert "Infinity" not in results and json.loads(results)["valid"]["word_perplexity"] is None
-    assert train.metrics(9.0, {"targets": 10_000, "words": 1, "bytes": 30_000})["bits_per_byte"] == pytest.approx(3 / math.log(2))
-
-
-def test_exp_overflows_to_infinity():
-    assert train.exp(1.0) == pytest.approx(math.e) and train.exp(1e6) == math.inf
 
 
 def plain_adam(weight, gradients, rates):
@@ -251,12 +348,12 @@ def test_an_id_that_occurs_twice_moves_by_the_sum_of_its_gradients(data_dir):
 
 def test_the_flags_reach_the_model_and_the_optimizer():
     with flagsaver.flagsaver(**TINY | dict(opt_name="adamw", clipnorm=0.5, proj_dims=["4,3"], dropout_rate=0.3, straight_through=True)):
-        net, optimizer = train.build_model(VOCAB_SIZE, static_shapes=True), train.build_optimizer(0.1)
+        net, optimizer = train.build_model(VOCAB_SIZE, static_shapes=True), train.build_optimizer("weights", lambda: 0.1, [])
     assert isinstance(optimizer, keras.optimizers.AdamW) and optimizer.clipnorm == 0.5 and optimizer.clipvalue is None
     assert [variable.shape[1] for variable in net.softmax.projections] == [4, 3] and net.softmax.static_shapes
     assert net.straight_through and [block.dropout_rate for block in net.blocks] == [0.3, 0.3]
     with flagsaver.flagsaver(opt_name="sgd", clipvalue=0.25):
-        optimizer = train.build_optimizer(0.1)
+        optimizer = train.build_optimizer("weights", lambda: 0.1, [])
     assert isinstance(optimizer, keras.optimizers.SGD) and optimizer.clipvalue == 0.25 and optimizer.clipnorm is None
 
 
@@ -268,31 +365,22 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import keras
 from absl import flags
 import data_utils, train
-flags.FLAGS(["train.py", "--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--dropout_rate=0", "--max_lr=0.01", "--warmup_steps=2"])
+flags.FLAGS(["train.py", "--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--dropout_rate=0", "--max_lr=0.01", "--warmup_steps=2", *sys.argv[2:]])
 data_dir = Path(sys.argv[1])
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile=False)
-        print(*[trainer.train(3)[0] for _ in range(4)], trainer.evaluate("valid")["loss"], trainer.step)
+        trainer.state.latency.assign([3.0, 2.0, 1.0])
+        print(*[trainer.train(3)[0] for _ in range(4)], trainer.evaluate("valid")["loss"], *trainer.model.pi().ravel(), trainer.step)
 """
 
 
-def test_two_replicas_equal_one(data_dir):
-    done = subprocess.run([sys.executable, "-c", REPLICAS, data_dir], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+@pytest.mark.parametrize("given", [[], ["--search=alternating", "--arch_share=0.5", "--gumbel_per_row", "--latency_weight=0.1"]], ids=str)
+def test_two_replicas_equal_one(given, data_dir):
+    done = subprocess.run([sys.executable, "-c", REPLICAS, data_dir, *given], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
     one, two = ([float(number) for number in line.split()] for line in done.stdout.splitlines()[-2:])
     assert one[-1] == two[-1] == 12 and one == pytest.approx(two, rel=1e-5)
-
-
-def test_padding_carries_no_loss(run_train, data_dir):
-    with flagsaver.flagsaver(**TINY):
-        model = train.build_model(VOCAB_SIZE, static_shapes=False)
-    window = np.random.default_rng(0).integers(4, VOCAB_SIZE, [BATCH_SIZE, SEQ_LEN + 1])
-    padded = window.copy()
-    padded[:, 5:] = data_utils.PAD
-    nll, targets, _ = train.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
-    short, short_targets, _ = train.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
-    assert float(targets) == float(short_targets) == BATCH_SIZE * 4 and float(nll) == pytest.approx(float(short), rel=1e-5)
 
 
 def test_numbers_that_run_away_stop_the_run_and_keep_the_checkpoint(run_train, monkeypatch):
@@ -301,8 +389,8 @@ def test_numbers_that_run_away_stop_the_run_and_keep_the_checkpoint(run_train, m
     window_nll = train.window_nll
 
     def overflowing(*arguments):
-        nll, targets, memory = window_nll(*arguments)
-        return nll * 1e30 * 1e30, targets, memory
+        nll, real, memory = window_nll(*arguments)
+        return nll * 1e30 * 1e30, real, memory
 
     monkeypatch.setattr(train, "window_nll", overflowing)
     with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 14: .* the last checkpoint is from before"):
@@ -336,8 +424,10 @@ def test_settings_that_do_not_fit_the_data_are_refused(run_train):
     for settings, message in [
         (dict(cutoffs=["20", str(VOCAB_SIZE)]), f"cutoffs .* below the vocabulary size {VOCAB_SIZE}"),
         (dict(cutoffs=["60,20"]), "must rise"),
-        (dict(architecture=["attention", "pooling"]), "unknown layer type 'pooling'"),
+        (dict(architecture="pooling"), "unknown architecture 'pooling'"),
         (dict(proj_dims=["3"]), "one positive width for each of the 2 tails"),
+        (dict(architecture="ad", search="alternating"), "--search is about a search, and the architecture ad is fixed"),
+        (dict(architecture="ad", latency_weight=0.1), "--latency_weight is about a search"),
         (dict(data_dir="nowhere"), "run ./make_data.sh first"),
     ]:
         with pytest.raises(InputError, match=message) as error:
@@ -354,7 +444,7 @@ def test_a_damaged_configuration_is_named(run_train):
 
 
 @pytest.mark.parametrize("given", [
-    "--model_name=", "--model_name=../x", "--model_name=.", "--d_model=10 --num_heads=4", "--num_layers=0", "--num_layers=3 --architecture=dense,dense", "--mem_len=-1", "--d_ffn=-5", "--epochs=0",
+    "--model_name=", "--model_name=../x", "--model_name=.", "--d_model=10 --num_heads=4", "--num_layers=0", "--architecture=", "--mem_len=-1", "--d_ffn=-5", "--epochs=0",
     "--cutoffs=a", "--dropout_rate=1.5", "--opt_name=newton", "--jit_compile=maybe", "--clipvalue=1 --clipnorm=1", "--tau_end=0", "--seed=-1",
     "--no_such_flag=1", "word"])
 def test_bad_flags_end_in_one_line_and_status_1(given, monkeypatch, capsys):

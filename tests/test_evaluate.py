@@ -1,0 +1,127 @@
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+import tensorflow as tf
+from absl.testing import flagsaver
+
+import data_utils
+import evaluate
+import train
+from cli import InputError
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, TINY, VOCAB_SIZE
+from evaluate import Evaluator, evaluate_run
+from model import PARTransformerXL
+from runs import TrainedRun
+
+
+@pytest.fixture
+def run(search_run, monkeypatch):
+    """The finished search, read where it was trained."""
+    monkeypatch.chdir(search_run.parent.parent)
+    return TrainedRun(search_run)
+
+
+def random_network(mem_len):
+    tf.random.set_seed(0)
+    model = PARTransformerXL(VOCAB_SIZE, ["search", "attention", "dense"], d_model=8, num_heads=2, d_ffn=16, mem_len=mem_len, cutoffs=[20, 60])
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(weight + rng.normal(size=weight.shape) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("mem_len", [0, 3, 20])
+def test_a_score_is_that_of_one_row_read_window_by_window_for_every_batch_size(mem_len):
+    model, stream = random_network(mem_len), np.random.default_rng(1).integers(4, VOCAB_SIZE, 301).astype(np.int32)
+    memory, expected = model.empty_memory(1), 0.0
+    for start in range(0, 300, SEQ_LEN):
+        inputs, targets = stream[start:start + SEQ_LEN][:300 - start], stream[start + 1:start + 1 + SEQ_LEN]
+        hidden, memory = model(tf.constant(inputs[None]), memory, filled=min(start, mem_len), tau=0.5)
+        expected -= sum(model.softmax.log_prob(hidden[0]).numpy()[np.arange(len(targets)), targets])
+    for batch_size in (1, 2, 5, 64):
+        score = Evaluator(model, jit_compile=False)(stream, batch_size, SEQ_LEN, 0.5)
+        assert score.targets == 300 and score.nll == pytest.approx(expected, rel=1e-6)
+    assert len(score.seconds) > 0 and min(score.seconds) > 0
+
+
+def test_padding_carries_no_loss():
+    with flagsaver.flagsaver(**TINY):
+        model = train.build_model(VOCAB_SIZE, static_shapes=False)
+    padded = np.random.default_rng(0).integers(4, VOCAB_SIZE, [BATCH_SIZE, SEQ_LEN + 1])
+    padded[:, 5:] = data_utils.PAD
+    nll, real, _ = evaluate.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    short, _, _ = evaluate.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    assert np.array_equal(real, np.tile(np.arange(SEQ_LEN) < 4, [BATCH_SIZE, 1]))
+    assert nll.numpy()[:, 4:].tolist() == [[0.0] * 4] * BATCH_SIZE and np.allclose(nll[:, :4], short, atol=1e-5)
+
+
+def test_metrics_by_hand():
+    scores = evaluate.metrics(2.0, {"tokens": 101, "words": 50, "bytes": 400})
+    assert scores["loss"] == 2 and scores["perplexity"] == pytest.approx(math.e**2) and scores["word_perplexity"] == pytest.approx(math.e**4)
+    assert scores["bits_per_byte"] == pytest.approx(200 / math.log(2) / 400)
+    assert evaluate.metrics(9.0, {"tokens": 10_000, "words": 1, "bytes": 1})["word_perplexity"] == math.inf
+
+
+def test_a_run_evaluated_is_as_it_was_in_training(run, search_run):
+    results = json.loads((search_run / "results.json").read_text())
+    for split in ("valid", "test"):
+        report = evaluate_run(run, split)
+        for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
+            assert report[name] == pytest.approx(results[split][name], rel=1e-6)
+    assert report["parameters"] == results["parameters"] and report["architecture"] == "ss" and report["step"] == results["steps"]
+    assert report["text"] == "markov, test" and report["mem_len"] == 6 and report["unknown"] == 0
+    assert 0 < report["ms_per_window"]["p50"] <= report["ms_per_window"]["p95"] <= report["ms_per_window"]["p99"]
+    assert report["flops_per_token"] > 0 and report["tokens_per_second"] > 0
+    assert evaluate_run(run, "valid", batch_size=7)["loss"] == pytest.approx(results["valid"]["loss"], rel=1e-6)
+    longer = evaluate_run(run, "valid", mem_len=30)
+    assert longer["mem_len"] == 30 and longer["loss"] != results["valid"]["loss"] and longer["loss"] == pytest.approx(results["valid"]["loss"], rel=0.2)
+
+
+def test_a_text_file_is_scored_as_the_split_that_it_is(run, corpus_dir, tmp_path):
+    split, text = evaluate_run(run, "test"), evaluate_run(run, text=corpus_dir / "test.txt")
+    for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte", "targets"):
+        assert text[name] == pytest.approx(split[name])
+    strange = tmp_path / "strange.txt"
+    strange.write_text("日本語 Ωmega café 😀\r\n\n" * 3)
+    report = evaluate_run(run, text=strange)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(run.folder / "tokenizer.model"))
+    assert report["targets"] == 3 * len(pieces.encode("日本語 Ωmega café 😀")) - 1 and 0 < report["unknown"] < report["targets"]
+    assert math.isfinite(report["loss"])
+
+
+def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for arguments, message in [
+        (dict(checkpoint="77"), "has no checkpoint '77': there is best, latest, "),
+        (dict(text=tmp_path / "empty.txt"), "empty.txt is empty"),
+        (dict(text=tmp_path / "latin.txt"), "latin.txt is not UTF-8: line 1"),
+        (dict(data_dir=tmp_path), "no data in"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            evaluate_run(run, **arguments)
+    with pytest.raises(FileNotFoundError):
+        evaluate_run(run, text=tmp_path / "missing.txt")
+    monkeypatch.setattr(data_utils, "tokenizer_sha256", lambda metadata: "other")
+    with pytest.raises(InputError, match="another tokenizer"):
+        evaluate_run(run)
+
+
+def test_runs_side_by_side_on_the_console(search_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(search_run.parent, "logs")
+    command = [sys.executable, PROJECT / "evaluate.py", "--run=logs/supernet,logs/supernet", "--mem_len=12", "--split=test"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    report = json.loads((tmp_path / "logs" / "supernet" / "evaluation_test_T8_M12.json").read_text())
+    lines = {line[:25].strip(): line[26:].split() for line in done.stdout.splitlines()}
+    assert lines["run"] == ["supernet", "supernet"] and lines["perplexity"] == [f"{report['perplexity']:.2f}"] * 2
+    assert lines["rows x tokens + memory"][:5] == ["4", "x", "8", "+", "12"]
+    done = subprocess.run([sys.executable, PROJECT / "evaluate.py", "--run=logs"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: logs is no run: logs/config.json is missing\n"
