@@ -51,6 +51,17 @@ def test_from_text_to_results(project):
     assert not (project / ".venv").exists()  # this interpreter has the packages
 
 
+def test_the_found_network_is_compared_with_others(project):
+    write_corpus(project / "mine")
+    assert run(project, "./make_data.sh", "--input_dir=mine", *TINY).returncode == 0
+    compared = run(project, "./compare.sh", *TINY_NET, "--max_steps=4")
+    assert compared.returncode == 0, compared.stderr
+    table = {line[:25].strip(): line[26:].split() for line in compared.stdout.splitlines()[-14:]}
+    assert table["run"] == [f"compare_{name}" for name in ("found", "quick", "attention", "interleaved", "random")]
+    found, quick = (json.loads((project / "logs" / f"compare_{name}" / "results.json").read_text())["architecture"] for name in ("search", "quick_search"))
+    assert table["architecture"][:4] == [found, quick, "aaaaaa", "adadad"] and len(set(table["parameters"])) > 2
+
+
 def test_documentation_is_the_corpus_where_there_is_no_network(project):
     made = run(project, "./make_data.sh", "--vocab_size=2000")
     assert made.returncode == 0, made.stderr
