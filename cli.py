@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 
 from absl import app, flags, logging
@@ -34,7 +35,8 @@ def run(main):
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
-            sys.exit("error: " + " ".join(str(error).split()))
+            message = " ".join(str(error).split())
+            sys.exit("error: " + re.sub(r"^flag --(\w+)=None: .* other than None\.$", r"--\1 is missing", message))
         if rest[1:]:
             sys.exit(f"error: '{rest[1]}' is not a flag (flags are written --name=value; --help lists them)")
         return rest

@@ -163,10 +163,10 @@ def windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[np.nd
 
 
 def scoring_windows(stream: np.ndarray, batch_size: int, seq_len: int, lead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The windows of a stream [N] in B rows, each of which first reads the `lead` windows before its own, not to be scored.
+    """The windows of a stream [N] in B rows, each of which first reads the `lead` windows before its own, which are not scored.
 
-    Where `lead` windows fill every memory, a row's own windows are read as if it had begun where the text begins. Each token
-    after the first of the stream is a target to be scored once.
+    The first row begins where the text begins: it is scored from its first window on. Where `lead` windows fill every memory,
+    the others score their own windows as if they had begun there too. Each token after the first of the stream is scored once.
 
     Yields:
       A window [B, T + 1], past the end of the stream [PAD], and which of its rows are to be scored, boolean [B].
@@ -290,7 +290,7 @@ def read_metadata(data_dir: Path) -> dict:
         metadata = json.loads((data_dir / "metadata.json").read_text())
         hashes = metadata["sha256"].items()
     except FileNotFoundError:
-        raise InputError(f"no data in {data_dir.resolve()}: run ./make_data.sh first") from None
+        raise InputError(f"no data in {data_dir.resolve()}: run ./make_data.sh first, or say where they are with --data_dir") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{data_dir / 'metadata.json'} is damaged ({error}): run ./make_data.sh again") from None
     for name, sha256 in hashes:
@@ -308,8 +308,8 @@ def load_windows(data_dir: Path, split: str, metadata: dict) -> tf.data.Dataset:
 
 def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:
     """The tokens of a split as the one stream that its windows were cut from, int32 [N]."""
-    windows = np.stack(list(load_windows(data_dir, split, metadata).as_numpy_iterator()))  # [steps, B, T + 1]
-    rows = np.concatenate([windows[0, :, :1], *windows[:, :, 1:]], axis=1)  # [B, steps T + 1]
+    pieces = np.stack(list(load_windows(data_dir, split, metadata).as_numpy_iterator()))  # [steps, B, T + 1]
+    rows = np.concatenate([pieces[0, :, :1], *pieces[:, :, 1:]], axis=1)  # [B, steps T + 1]
     return rows[rows != PAD]
 
 

@@ -24,6 +24,7 @@ with cli.quiet():
 
 import data_utils
 from cli import InputError
+from model import KINDS
 from runs import TrainedRun, write_json
 
 
@@ -88,6 +89,7 @@ class Evaluator:
         return score
 
     def _window(self, window, scored, memory, number, tau):
+        """One window on one replica. Returns the loss and the number of the targets in rows to be scored, and the next memory."""
         nll, real, memory = window_nll(self._model, window, memory, filled_memory(self._model, window, number), tau)
         return tf.reduce_sum(nll * scored), tf.reduce_sum(real * scored), memory
 
@@ -158,6 +160,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     probability = np.bincount(stream[1:], minlength=run.data["vocab_size"]) / (len(stream) - 1)  # [V]
     return {
         "run": str(run.folder), "step": step, "text": name, "architecture": "".join(kind[0] for kind in model.architecture),
+        "most_likely": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
         "batch_size": batch_size, "seq_len": seq_len, "mem_len": mem_len, "device": device,
         **metrics(score.nll / score.targets, size),
         "targets": score.targets, "unknown": int(np.sum(stream[1:] == data_utils.UNK)),
@@ -174,7 +177,7 @@ def table(reports: list[dict]) -> str:
         "run": lambda r: Path(r["run"]).name,
         "text": lambda r: r["text"],
         "step": lambda r: f"{r['step']:,}",
-        "architecture": lambda r: r["architecture"],
+        "architecture": lambda r: r["architecture"] + (f" (found {r['most_likely']})" if r["most_likely"] != r["architecture"] else ""),
         "rows x tokens + memory": lambda r: f"{r['batch_size']} x {r['seq_len']} + {r['mem_len']}",
         "loss": lambda r: f"{r['loss']:.4f}",
         "perplexity": lambda r: f"{r['perplexity']:.2f}",
@@ -184,7 +187,7 @@ def table(reports: list[dict]) -> str:
         "parameters": lambda r: f"{r['parameters']:,}",
         "FLOPs per token, million": lambda r: f"{r['flops_per_token'] / 1e6:.3f}",
         "ms per window (p95, p99)": lambda r: "{p50:.1f} ({p95:.1f}, {p99:.1f})".format_map(r["ms_per_window"]),
-        "tokens/s": lambda r: f"{r['tokens_per_second']:,.0f}",
+        "tokens scored/s": lambda r: f"{r['tokens_per_second']:,.0f}",
     }
     columns = [list(rows), *([show(report) for show in rows.values()] for report in reports)]
     widths = [max(len(cell) for cell in column) for column in columns]
@@ -199,17 +202,19 @@ def define_flags():
     flags.DEFINE_string("data_dir", None, "where the data are (default: where they were in training)")
     flags.DEFINE_integer("mem_len", None, "M, memory length (default: as in training); a longer one usually helps", lower_bound=0)
     flags.DEFINE_integer("seq_len", None, "T, tokens of a row of a window (default: as in training)", lower_bound=1)
-    flags.DEFINE_integer("batch_size", None, "rows side by side (default: as in training); changes the speed alone", lower_bound=1)
+    flags.DEFINE_integer("batch_size", None, "rows side by side (default: as in training); changes no score", lower_bound=1)
 
 
 def main(_):
     FLAGS = flags.FLAGS
+    if FLAGS.text and FLAGS["split"].present:
+        raise InputError("--text and --split exclude each other")
     reports = []
     for folder in map(Path, FLAGS.run):
         report = evaluate_run(TrainedRun(folder), FLAGS.split, FLAGS.text and Path(FLAGS.text), FLAGS.checkpoint, FLAGS.data_dir and Path(FLAGS.data_dir),
                               FLAGS.batch_size, FLAGS.seq_len, FLAGS.mem_len)
-        scored = Path(FLAGS.text).stem if FLAGS.text else FLAGS.split
-        write_json(folder / f"evaluation_{scored}_T{report['seq_len']}_M{report['mem_len']}.json", report)
+        scored = f"text_{Path(FLAGS.text).stem}" if FLAGS.text else FLAGS.split
+        write_json(folder / f"evaluation_{scored}_T{report['seq_len']}_M{report['mem_len']}_step{report['step']}.json", report)
         reports.append(report)
     print(table(reports))
 

@@ -85,11 +85,18 @@ def define_flags():
     flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, or the step of one that is there")
     flags.DEFINE_string("prompt", None, "what to continue; without it, each line that you type")
     flags.DEFINE_integer("num_tokens", 100, "how many tokens to write", lower_bound=1)
-    flags.DEFINE_float("temperature", 1.0, "below 1 keeps to likelier words, 0 takes the likeliest always", lower_bound=0)
+    flags.DEFINE_float("temperature", 1.0, "below 1 keeps to likelier words, 0 takes the likeliest always")
     flags.DEFINE_integer("top_k", None, "draw from so many of the likeliest tokens", lower_bound=1)
-    flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens that together have this probability", lower_bound=1e-6, upper_bound=1)
+    flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens that together have this probability")
     flags.DEFINE_integer("num_samples", 1, "continuations of each prompt; a later one has the seed after the one before", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "the same seed writes the same text", lower_bound=0, upper_bound=2**31 - 1)
+    flags.register_validator("temperature", lambda value: value == 0 or 0.001 <= value <= 1000, "must be 0, or lie between 0.001 and 1000")
+    flags.register_validator("top_p", lambda value: 0 < value <= 1, "must be above 0, and 1 at most")
+
+
+def memory_length(mem_len: int, seq_len: int) -> int:
+    """M for windows of one token: as far back as the last token of a window sees in training."""
+    return mem_len + seq_len - 1
 
 
 def lines() -> Iterator[str]:
@@ -107,12 +114,12 @@ def main(_):
     FLAGS = flags.FLAGS
     run = TrainedRun(Path(FLAGS.run))
     _, on_gpu = devices.prepare(run.flags["mixed_precision"])
-    # As far back as the last token of a window sees in training, which here is a window of its own.
-    mem_len = run.flags["mem_len"] + run.data["seq_len"] - 1
+    mem_len = memory_length(run.flags["mem_len"], run.data["seq_len"])
     model, tau, _ = run.network(FLAGS.checkpoint, mem_len=mem_len, static_shapes=on_gpu)
     writer = Writer(model, tau, on_gpu, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(run.folder / "tokenizer.model"))
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
+        prompt = prompt.rstrip()
         tokens = tokenizer.encode(prompt)
         if not tokens:
             raise InputError("the prompt is empty: there is nothing to continue")

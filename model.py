@@ -419,7 +419,7 @@ class PARTransformerXL(keras.Model):
         return x * scale, new_memory
 
     def sample(self, tau, draws=None, rows: int = 1):
-        """The mixture weights of the S searched blocks, [S, K], or [rows, S, K] with a sample for each row."""
+        """The mixture weights of the S searched blocks, [S, K]; with noise and `gumbel_per_row`, one sample for each row, [rows, S, K]."""
         if self.theta is None:
             return tf.zeros([0, len(KINDS)])
         if draws is None:

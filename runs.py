@@ -19,6 +19,9 @@ from model import KINDS, LETTERS, PARTransformerXL, by_path
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
 FREE_FLAGS = ("data_dir", "max_steps", "log_every")
 CHECKPOINTS_KEPT = 3
+READ_BACK = {"flags": ("data_dir", "mem_len", "mixed_precision"),
+             "data": ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer_sha256"),
+             "model": ("vocab_size", "architecture")}  # of a configuration, by those who use a trained network
 
 
 class Run:
@@ -170,13 +173,13 @@ def _read_config(folder: Path) -> dict:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-        if all(isinstance(config[part], dict) for part in ("flags", "data", "model")):
+        if all(name in config[part] for part, names in READ_BACK.items() for name in names):
             return config
-        raise ValueError("not a configuration")
+        raise ValueError("settings are missing")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is no run: {path} is missing") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove the folder, or choose another --model_name") from None
+        raise InputError(f"{path} is damaged, or was written by another version ({error})") from None
 
 
 def _check_same(folder: Path, now: dict):

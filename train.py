@@ -34,7 +34,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh 
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
 ARCHITECTURE = flags.DEFINE_string("architecture", None, "search; or a fixed network: a letter of attention, dense, identity for each block, "
                                    "such as aaddid; what the finished run logs/NAME has found; or random (default: search, or that of --init_from)")
-INIT_FROM = flags.DEFINE_string("init_from", None, "start from the weights of the run logs/NAME, as far as the architecture has use for them")
+INIT_FROM = flags.DEFINE_string("init_from", None, "start from the best weights of the run logs/NAME, a network of the same sizes")
 NUM_LAYERS = flags.DEFINE_integer("num_layers", 6, "L, blocks of a search or a random network", lower_bound=1)
 D_MODEL = flags.DEFINE_integer("d_model", 128, "D, model width", lower_bound=1)
 NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "attention heads", lower_bound=1)
@@ -50,10 +50,10 @@ TAU_END = flags.DEFINE_float("tau_end", 0.1, "and at the last step", lower_bound
 TAU_IS_TRAINABLE = flags.DEFINE_boolean("tau_is_trainable", False, "learn the temperature from tau_start instead")
 SEARCH_MODE = flags.DEFINE_enum("search", "joint", ["joint", "alternating"], "weights and architecture learn in every step; or in turn, weights "
                                 "alone during --warmup_steps")
-ARCH_SHARE = flags.DEFINE_float("arch_share", 0.2, "share of the steps of an alternating search that train the architecture", lower_bound=0, upper_bound=1)
+ARCH_SHARE = flags.DEFINE_float("arch_share", 0.2, "share of the steps of an alternating search that train the architecture, between 0 and 1")
 ARCH_LR_FACTOR = flags.DEFINE_float("arch_lr_factor", 1.0, "the architecture's learning rate, relative to that of the weights", lower_bound=0)
 GUMBEL_PER_ROW = flags.DEFINE_boolean("gumbel_per_row", False, "sample the architecture for each row of a batch, not once for all")
-LATENCY_WEIGHT = flags.DEFINE_float("latency_weight", 0.0, "nats of loss per millisecond that the sampled network is expected to take for a window", lower_bound=0)
+LATENCY_WEIGHT = flags.DEFINE_float("latency_weight", 0.0, "nats of loss per millisecond that the layers of the sampled network take for a window", lower_bound=0)
 OPT_NAME = flags.DEFINE_enum("opt_name", "adam", ["adam", "adamw", "nadam", "rmsprop", "sgd"], "the Keras optimizer")
 MAX_LR = flags.DEFINE_float("max_lr", 1e-4, "learning rate after the warm-up", lower_bound=0)
 WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", 4000, "the learning rate rises from 0 so long, then falls to 0 as a cosine", lower_bound=0)
@@ -67,6 +67,9 @@ JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"]
 MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and loss stay float32")
 
 flags.register_validator("architecture", lambda text: text != "", "must not be empty")
+flags.register_validator("arch_share", lambda share: 0 < share < 1, "must lie between 0 and 1")
+flags.register_multi_flags_validator(["search", "arch_share"], lambda f: f["search"] == "alternating" or f["arch_share"] == ARCH_SHARE.default,
+                                     "--arch_share is about --search=alternating")
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name), "must be letters, digits, '_', '-' and '.'")
 flags.register_multi_flags_validator(["d_model", "num_heads"], lambda f: f["d_model"] % f["num_heads"] == 0,
                                      "--d_model must be divisible by --num_heads")
@@ -85,7 +88,7 @@ def architecture() -> list[str]:
       InputError: --architecture is none of what it may be, or names a run that has not finished, or leaves nothing to search for
         flags that are about the search.
     """
-    text = ARCHITECTURE.value or INIT_FROM.value or SEARCH
+    text = ARCHITECTURE.value or (TrainedRun(Path(INIT_FROM.value)).architecture if INIT_FROM.value else SEARCH)
     if text == SEARCH:
         return [SEARCH] * NUM_LAYERS.value
     if text == "random":
@@ -96,7 +99,7 @@ def architecture() -> list[str]:
         raise InputError(f"unknown architecture '{text}': neither search nor random, nor a letter ({', '.join(LETTERS)}) for each block, "
                          "nor the folder of a run")
     kinds = [LETTERS[letter] for letter in text]
-    for flag in (SEARCH_MODE, ARCH_SHARE, ARCH_LR_FACTOR, GUMBEL_PER_ROW, LATENCY_WEIGHT):
+    for flag in (SEARCH_MODE, ARCH_LR_FACTOR, GUMBEL_PER_ROW, LATENCY_WEIGHT, STRAIGHT_THROUGH, TAU_IS_TRAINABLE):
         if SEARCH not in kinds and flag.value != flag.default:
             raise InputError(f"--{flag.name} is about a search, and the architecture {text} is fixed")
     return kinds
@@ -112,6 +115,7 @@ def network_arguments(vocab_size: int) -> dict:
 
 
 def build_model(vocab_size: int, static_shapes: bool) -> PARTransformerXL:
+    """The network that the flags describe; InputError where they cannot be."""
     try:
         return PARTransformerXL(**network_arguments(vocab_size), static_shapes=static_shapes)
     except ValueError as error:
@@ -122,15 +126,17 @@ def take_weights(model: PARTransformerXL, folder: Path, data: dict):
     """Gives a network the weights that the network of another run has for it (fine-tuning).
 
     Raises:
-      InputError: the run has another tokenizer, or lacks a weight of this shape.
+      InputError: the run has another tokenizer, or lacks a weight, or has it in another shape.
     """
     run = TrainedRun(folder)
     if run.data["tokenizer_sha256"] != data["tokenizer_sha256"]:
         raise InputError(f"{folder} was trained with another tokenizer: make the data with --sp_model_prefix={folder / 'tokenizer'}")
     trained = by_path(run.network()[0].weights)
     for path, weight in by_path(model.weights).items():
-        if path not in trained or trained[path].shape != weight.shape:
-            raise InputError(f"{folder} has no weight {path} of shape {tuple(weight.shape)}: --init_from needs a network of the same sizes")
+        if path not in trained:
+            raise InputError(f"{folder} has no {path}: its architecture lacks what this one needs")
+        if trained[path].shape != weight.shape:
+            raise InputError(f"{path} is {list(trained[path].shape)} in {folder} and {list(weight.shape)} here: --init_from needs a network of the same sizes")
         weight.assign(trained[path])
 
 
@@ -197,7 +203,7 @@ def configuration(metadata: dict) -> dict:
     network = network_arguments(metadata["vocab_size"])
     kinds = network["architecture"]
     parsed = {"architecture": "".join(kind[0] for kind in kinds), "num_layers": len(kinds),
-              "cutoffs": network["cutoffs"], "proj_dims": network["proj_dims"]}
+              "cutoffs": network["cutoffs"], "proj_dims": network["proj_dims"], "init_from": INIT_FROM.value and str(Path(INIT_FROM.value))}
     fingerprint = hashlib.sha256(json.dumps(metadata["sha256"], sort_keys=True).encode()).hexdigest()
     data = {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos")}
     data |= {"files_sha256": fingerprint[:16], "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
@@ -214,6 +220,8 @@ class Trainer:
     Whatever depends on the step (schedules, noise, which window is read, how much of the memory is filled, whether weights or
     architecture learn) depends on the number `state.step` alone; so a run resumes at any step exactly.
 
+    It runs on every replica of the strategy in whose scope it is made; the command makes none, and uses one device.
+
     Args:
       data_dir: what make_data.sh made.
       metadata: its metadata.
@@ -225,6 +233,8 @@ class Trainer:
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
         self.total_steps = EPOCHS.value * self.steps_per_epoch
         self.last_step = min(MAX_STEPS.value or self.total_steps, self.total_steps)
+        if SEARCH_MODE.value == "alternating" and WARMUP_STEPS.value >= self.total_steps:
+            raise InputError(f"--warmup_steps={WARMUP_STEPS.value} leaves none of the {self.total_steps:,} steps to train the architecture in")
         self._learning_rate_at = learning_rate_schedule(MAX_LR.value, WARMUP_STEPS.value, self.total_steps)
         self._tau_at = tau_schedule(TAU_START.value, TAU_END.value, self.total_steps)
         self._strategy = tf.distribute.get_strategy()
@@ -236,8 +246,8 @@ class Trainer:
         totals = {name: tf.Variable(0.0, dtype=tf.float64) for name in ("epoch_nll", "epoch_targets", "seconds", "targets")}
         memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
         self.state = tf.train.Checkpoint(
-            weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value), best_loss=tf.Variable(math.inf, dtype=tf.float64),
-            latency=tf.Variable(tf.zeros(len(KINDS))),
+            weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value),
+            best_loss=tf.Variable(math.inf, dtype=tf.float64), latency=tf.Variable(tf.zeros(len(KINDS))),
             optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
         self._iterator = self._memory = None  # on the replicas, while training goes on
         self._update_compiled = tf.function(self._update, jit_compile=jit_compile or None)
@@ -256,9 +266,13 @@ class Trainer:
         return float(self.model.temperature(self._tau_at(self.step)))
 
     def train(self, num_steps: int) -> tuple[float, float, float]:
-        """Trains `num_steps` steps, alike ones in one call. Returns the mean loss, the number of targets and the seconds it took."""
+        """Trains `num_steps` steps, one call for consecutive ones that train the same parameters.
+
+        Returns:
+          The mean loss, the number of targets and the seconds it took.
+        """
         if self._iterator is None:
-            self._iterator = iter(self._windows("train", first=self.step % self.steps_per_epoch))
+            self._iterator = iter(self._windows(first=self.step % self.steps_per_epoch))
             self._memory = devices.split_rows(self.state.memory, axis=1)
         if self.step % self.steps_per_epoch == 0:
             self.state.epoch_nll.assign(0.0)
@@ -301,7 +315,11 @@ class Trainer:
         return ("architecture",) if trains_architecture(step, WARMUP_STEPS.value, ARCH_SHARE.value) else ("weights",)
 
     def _update(self, window, memory, names):
-        """One step of some parameter groups on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D]."""
+        """One step of some parameter groups on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D].
+
+        Returns:
+          The summed negative log-likelihood of its targets, how many these are, and its rows of the next memory.
+        """
         groups = [self._groups[name] for name in names]
         replica = tf.distribute.get_replica_context()
         step = tf.convert_to_tensor(self.state.step)
@@ -327,6 +345,7 @@ class Trainer:
 
     @tf.function
     def _train_steps(self, iterator, memory, num_steps, names):
+        """Steps on all replicas. Returns the totals of `_update` and the last memory."""
         total_nll = total_targets = tf.zeros([], tf.float64)
         for _ in tf.range(num_steps):
             nll, targets, memory = self._strategy.run(self._update_compiled, args=(next(iterator), memory, names))
@@ -338,11 +357,9 @@ class Trainer:
     def _sum(self, value):
         return tf.cast(self._strategy.reduce("sum", value, axis=None), tf.float64)
 
-    def _windows(self, split: str, first: int | None = None):
-        """The windows of a split once, or from window `first` on without end."""
-        dataset = data_utils.load_windows(self._data_dir, split, self.metadata)
-        if first is not None:
-            dataset = dataset.repeat().skip(first)
+    def _windows(self, first: int):
+        """The windows of the training split from number `first` on, over and over."""
+        dataset = data_utils.load_windows(self._data_dir, "train", self.metadata).repeat().skip(first)
         return self._strategy.experimental_distribute_dataset(dataset.prefetch(tf.data.AUTOTUNE))
 
     def _finite(self, loss: float) -> float:

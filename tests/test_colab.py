@@ -63,18 +63,18 @@ def elsewhere(tmp_path, monkeypatch):
 def test_the_notebook_runs_from_top_to_bottom(repository, elsewhere):
     corpus = write_corpus(elsewhere / "corpus")
     notebook = with_fields(
-        repository=str(repository), data_flags=f"--input_dir={corpus} --vocab_size=120 --batch_size=4 --seq_len=8", epochs=1,
+        repository=str(repository), name="tiny", prompt='The "history" of $HOME', data_flags=f"--input_dir={corpus} --vocab_size=120 --batch_size=4 --seq_len=8", epochs=1,
         train_flags="--num_layers=2 --d_model=8 --num_heads=2 --d_ffn=16 --mem_len=6 --cutoffs=20,60 --max_lr=1e-2 --warmup_steps=20")
     notebook.cells.append(nbformat.v4.new_code_cell(ASK_TENSORBOARD))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(elsewhere)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     _, data, tensorboard, training, search, evaluation, text, kept, answer = code
     assert "wrote data/tfrecords" in output(data)
-    assert "iframe" in output(tensorboard) and "supernet/train" in output(answer) and "supernet/valid" in output(answer)
-    assert "epoch 1 of 1" in output(training) and "results in logs/supernet/results.json" in output(training)
+    assert "iframe" in output(tensorboard) and "tiny/train" in output(answer) and "tiny/valid" in output(answer)
+    assert "epoch 1 of 1" in output(training) and "results in logs/tiny/results.json" in output(training)
     assert any("image/gif" in part.get("data", {}) or "image/png" in part.get("data", {}) for part in search.outputs)
     assert "4 x 8 + 6" in output(evaluation) and "4 x 8 + 64" in output(evaluation)
-    assert output(text).startswith("The history of the city")
+    assert output(text).startswith('The "history" of $HOME')
     assert Path(output(kept).strip()).is_file()
     for cell in code:
         assert "error" not in output(cell).lower(), output(cell)

@@ -119,9 +119,25 @@ def test_runs_side_by_side_on_the_console(search_run, tmp_path, monkeypatch):
     command = [sys.executable, PROJECT / "evaluate.py", "--run=logs/supernet,logs/supernet", "--mem_len=12", "--split=test"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
-    report = json.loads((tmp_path / "logs" / "supernet" / "evaluation_test_T8_M12.json").read_text())
+    step = json.loads((search_run / "results.json").read_text())["steps"]
+    report = json.loads((tmp_path / "logs" / "supernet" / f"evaluation_test_T8_M12_step{step}.json").read_text())
     lines = {line[:25].strip(): line[26:].split() for line in done.stdout.splitlines()}
     assert lines["run"] == ["supernet", "supernet"] and lines["perplexity"] == [f"{report['perplexity']:.2f}"] * 2
     assert lines["rows x tokens + memory"][:5] == ["4", "x", "8", "+", "12"]
-    done = subprocess.run([sys.executable, PROJECT / "evaluate.py", "--run=logs"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "error: logs is no run: logs/config.json is missing\n"
+    assert lines["architecture"][:2] == ["ss", f"(found {report['most_likely']})".split()[0]] and len(report["most_likely"]) == 2
+
+
+@pytest.mark.parametrize("given, message", [
+    (["--run=logs"], "logs is no run: logs/config.json is missing"),
+    ([], "--run is missing"),
+    (["--run=logs", "--text=x.txt", "--split=test"], "--text and --split exclude each other")])
+def test_mistakes_end_in_one_line(given, message):
+    done = subprocess.run([sys.executable, PROJECT / "evaluate.py", *given], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == f"error: {message}\n"
+
+
+def test_a_configuration_of_another_version_is_named(tmp_path):
+    for damaged in ({"flags": {}, "data": {}, "model": {}}, {"flags": {"mem_len": 1}}):
+        (tmp_path / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match="config.json is damaged, or was written by another version"):
+            TrainedRun(tmp_path)

@@ -113,7 +113,7 @@ def test_on_the_console(search_run):
     (["--prompt=  "], "the prompt is empty: there is nothing to continue"),
     (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
     (["--prompt=x", "--top_k=0"], "flag --top_k=0"),
-    (["--prompt=x", "--temperature=-1"], "flag --temperature=-1"),
+    (["--prompt=x", "--temperature=nan"], "flag --temperature=nan"),
     (["--prompt=x", "--checkpoint=worst"], "has no checkpoint 'worst': there is best, latest")])
 def test_mistakes_end_in_one_line(flags, message, search_run):
     done = run_generate(f"--run={search_run}", *flags)
