@@ -259,6 +259,7 @@ def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "layer_latency", lambda *arguments: table)
         folder = run_train(latency_weight=1.0, warmup_steps=0, max_steps=40)
+        patch.setattr(train, "layer_latency", lambda *arguments: 2 * table)  # measured once, when a run begins
         resumed = run_train(latency_weight=1.0, warmup_steps=0, max_steps=41)
     assert results_of(folder)["architecture"] == "dd" and min(row[0] for row in results_of(folder)["pi"]) < 0.3
     assert np.array_equal(checkpoint_of(resumed)["latency/.ATTRIBUTES/VARIABLE_VALUE"], table)
