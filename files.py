@@ -1,0 +1,83 @@
+"""Files that appear as a whole or not at all, and that tell when they are no longer what was written."""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Iterable, Iterator
+
+from cli import InputError
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, content: bytes):
+    """Writes a file, and the folders above it, so that it appears complete or not at all.
+
+    Raises:
+      OSError: it cannot be written; it is named, and what was there before still is.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict):
+    """Writes a JSON file as a whole, with a checksum of all the rest."""
+    write_whole(path, (json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
+    """What `write_json` wrote, without the checksum.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      InputError: it is not what was written, or is another file's content, without the keys that are `needed`.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("checksum", None) != _checksum(content):
+            raise ValueError("its checksum is of another content")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error})") from None
+    if missing := set(needed) - content.keys():
+        raise InputError(f"{path} was written by another program, or another version of this one: it lacks {min(missing)}")
+    return content
+
+
+def _checksum(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sync(path: Path):
+    """Waits until a file is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives the errors of a block that writes, TensorFlow's too, the name of what could not be written."""
+    try:
+        yield
+    except Exception as error:
+        import tensorflow as tf
+
+        if not isinstance(error, (OSError, tf.errors.OpError)):
+            raise
+        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
+        raise OSError(f"cannot write {path}: {reason}") from None
