@@ -4,11 +4,13 @@ Every function here ends in a `Corpus`: a name, which all logs and pictures of a
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import inspect
 import io
 import re
+import signal
 import sys
 import sysconfig
 import urllib.request
@@ -16,6 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
+import files
 from cli import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -42,7 +45,7 @@ WIKITEXT2 = {
 FILES_URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/{split}.txt"
 ARCHIVE_URL = "https://wikitext.smerity.com/wikitext-2-v1.zip"
 ARCHIVE_BYTES = 8 << 20  # more than the archive has (4.5 MB)
-TIMEOUT_SECONDS = 20
+STALL_SECONDS, DOWNLOAD_SECONDS = 20, 600  # the longest that a download may stand still, and may take
 
 
 def wikitext2(folder: Path) -> Corpus:
@@ -59,7 +62,7 @@ def wikitext2(folder: Path) -> Corpus:
                 raise InputError(f"{path} is not WikiText-2 as published: delete it to download it again, "
                                  f"or use the folder as your own text with --input_dir={folder}")
         else:
-            _write_whole(path, _download_split(split))
+            files.write_whole(path, _download_split(split))
     return Corpus("wikitext-2", {split: folder / f"{split}.txt" for split in SPLITS})
 
 
@@ -71,11 +74,11 @@ def _is_published(split: str, content: bytes) -> bool:
 def _download_split(split: str) -> bytes:
     size, _ = WIKITEXT2[split]
     reasons = []
-    for url, extract in ((FILES_URL.format(split=split), bytes), (ARCHIVE_URL, lambda archive: _member(archive, split))):
+    for url, extract in ((FILES_URL.format(split=split), bytes), (ARCHIVE_URL, lambda content: _member(content, split))):
         try:
             content = extract(_fetch(url, size if extract is bytes else ARCHIVE_BYTES))
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            reasons.append(f"{url}: {error}")
+        except Exception as error:  # there is no list of what http.client and zipfile raise for bytes that are not what they should be
+            reasons.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
             continue
         if _is_published(split, content):
             return content
@@ -84,28 +87,47 @@ def _download_split(split: str) -> bytes:
 
 
 def _fetch(url: str, max_bytes: int) -> bytes:
-    """The content at `url`, read with a progress line; at most `max_bytes` + 1 bytes are ever read."""
+    """The content at `url`, over HTTPS alone, also where it redirects, read with a progress line.
+
+    Raises:
+      OSError: it cannot be had, has more than `max_bytes`, stands still or takes too long.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPSHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor,
+                    urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler):  # none for any other protocol
+        opener.add_handler(handler())
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})  # the archive's host refuses Python's own
     content = bytearray()
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-        while len(content) <= max_bytes and (block := response.read(min(1 << 18, max_bytes + 1 - len(content)))):
-            content += block
-            print(f"\r{url}: {len(content) / 1e6:.1f} MB", end="", flush=True)
-    print()
+    with _deadline(DOWNLOAD_SECONDS), opener.open(request, timeout=STALL_SECONDS) as response:
+        try:
+            while block := response.read(1 << 16):
+                content += block
+                if len(content) > max_bytes:
+                    raise OSError(f"more than {max_bytes:,} bytes")
+                print(f"\r{url}: {len(content) / 1e6:.1f} MB", end="", flush=True)
+        finally:
+            print()
     return bytes(content)
 
 
-def _member(archive: bytes, split: str) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(archive)) as files, files.open(f"wikitext-2/wiki.{split}.tokens") as member:
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Ends a block with a TimeoutError where it takes too long."""
+    def end(number, frame):
+        raise TimeoutError(f"not finished after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _member(content: bytes, split: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(f"wikitext-2/wiki.{split}.tokens") as member:
         return member.read(WIKITEXT2[split][0] + 1)
-
-
-def _write_whole(path: Path, content: bytes):
-    """Writes a file so that it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,7 +143,7 @@ def pydocs(folder: Path) -> Corpus:
     for number, document in enumerate(_documents()):
         splits[{18: "valid", 19: "test"}.get(number % 20, "train")].append(document)
     for split, documents in splits.items():
-        _write_whole(folder / f"{split}.txt", "".join(documents).encode("utf-8", errors="ignore"))
+        files.write_whole(folder / f"{split}.txt", "".join(documents).encode("utf-8", errors="ignore"))
     return Corpus("pydocs", {split: folder / f"{split}.txt" for split in SPLITS})
 
 
@@ -203,10 +225,9 @@ def from_file(path: Path, valid_fraction: float, test_fraction: float, folder: P
     text = path.read_bytes()
     valid = _next_break(text, round(len(text) * (1 - valid_fraction - test_fraction)))
     test = _next_break(text, round(len(text) * (1 - test_fraction)))
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {split: folder / f"{split} part of {path.name}" for split in SPLITS}
     for split, part in zip(SPLITS, (text[:valid], text[valid:test], text[test:])):
-        paths[split].write_bytes(part)
+        files.write_whole(paths[split], part)
     return Corpus(path.stem, paths)
 
 

@@ -24,14 +24,14 @@ def internet(monkeypatch):
     """A dictionary from address to content that stands for the network; what it lacks is unreachable."""
     contents, asked = {}, []
 
-    def urlopen(request, timeout):
+    def open_(opener, request, timeout):
         assert timeout and not request.get_header("User-agent").startswith("Python")
         asked.append(request.full_url)
         if request.full_url not in contents:
             raise urllib.error.URLError("unreachable")
         return io.BytesIO(contents[request.full_url])
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", open_)
     contents["asked"] = asked
     return contents
 
