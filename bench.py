@@ -110,7 +110,7 @@ class Bench:
         trainer.train(STEPS)
         times, peaks = [], []
         for _ in range(REPEATS.value):
-            times.append(trainer.train(STEPS)[2] / STEPS)
+            times.append(trainer.train(STEPS) / STEPS)
             peaks.append(devices.CORES * 2 * 2048**3 / seconds(self._products[trainer.model.compute_dtype]))
         flops = 3 * trainer.model.flops(BATCH_SIZE.value, SEQ_LEN.value, self._probability)
         return spread(times) | {

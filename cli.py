@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -12,6 +13,32 @@ flags.disclaim_key_flags()  # `define_integers` defines the flags of the module 
 
 class InputError(ValueError):
     """Something the user gave cannot work; the message is one line that says what and what to do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which then takes the way of SIGINT: a cluster asks for what a user asks for with Ctrl-C."""
+
+
+def handle_sigterm():
+    """Lets SIGTERM raise `Terminated` from here on."""
+    def terminate(number, frame):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """A block that SIGINT and SIGTERM do not break into: they take effect at its end."""
+    waiting = []
+    handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
 
 
 @contextlib.contextmanager
@@ -29,7 +56,10 @@ def quiet():
 
 
 def run(main):
-    """Runs `main(argv)` with parsed absl flags; bad flags, bad input and file errors exit with status 1 and one line."""
+    """Runs `main(argv)` with parsed absl flags.
+
+    Bad flags, bad input and file errors exit with status 1 and one line; SIGINT with 130, and SIGTERM where it is handled with 143.
+    """
 
     def parse(argv):
         try:
@@ -46,9 +76,9 @@ def run(main):
             main(argv)
         except (InputError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT))
 
     logging.set_verbosity(logging.WARNING)  # not every checkpoint written
     app.run(guarded, flags_parser=parse)

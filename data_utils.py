@@ -6,9 +6,8 @@ carried from window to window therefore always continues the same row.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
+import io
 import platform
 import re
 import shutil
@@ -26,10 +25,13 @@ with cli.quiet():
     import tensorflow as tf
 
 import corpora
+import files
 from cli import InputError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 LINES_PER_BATCH = 512
+RECORD_FRAME = 16  # bytes that a TFRecord has beside its content: its length, and the checksums of both
+METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits", "sha256")  # what the readers of metadata.json need
 MAX_CHARS = 4096  # longer lines are cut at a space: SentencePiece's time and memory stay bounded
 
 
@@ -52,15 +54,17 @@ def line_parts(path: Path) -> Iterator[tuple[str, bool]]:
 def train_tokenizer(text: Path, prefix: Path, vocab_size: int, lowercase: bool):
     """Trains a unigram SentencePiece model on a text and writes `prefix`.model and `prefix`.vocab.
 
-    After the special ids, pieces are numbered by falling probability, the order that the adaptive softmax builds on.
+    After the special ids, pieces are numbered by falling probability, the order that the adaptive softmax builds on. The same
+    text gives the same bytes, whatever the folder and the number of cores.
 
     Raises:
       InputError: `vocab_size` is more or less than the text supports.
     """
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(part for part, _ in line_parts(text)),
-            model_prefix=str(prefix),
+            model_writer=model,  # a file's name would be part of the model
             model_type="unigram",
             vocab_size=vocab_size,
             normalization_rule_name="nfkc_cf" if lowercase else "nfkc",
@@ -68,12 +72,17 @@ def train_tokenizer(text: Path, prefix: Path, vocab_size: int, lowercase: bool):
             pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
             pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
             max_sentence_length=4 * MAX_CHARS,  # in bytes; longer ones would be left out
+            num_threads=16,  # of which the sums over the text are made
             minloglevel=2,
         )
     except RuntimeError as error:
         most = re.search(r"set it to a value <= (\d+)", str(error))
         reason = f"it supports at most {most[1]} pieces" if most else str(error).splitlines()[-1]
         raise InputError(f"--vocab_size={vocab_size} does not suit {text.name}: {reason}") from None
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocabulary = "".join(f"{pieces.id_to_piece(i)}\t{pieces.get_score(i):g}\n" for i in range(pieces.vocab_size()))
+    files.write_whole(prefix.with_name(prefix.name + ".model"), model.getvalue())
+    files.write_whole(prefix.with_name(prefix.name + ".vocab"), vocabulary.encode())
 
 
 def load_tokenizer(model: Path):
@@ -131,7 +140,7 @@ def write_stream(text: Path, tokenizer, add_eos: bool, stream: Path) -> np.ndarr
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     counts = np.zeros(int(tokenizer.vocab_size()), np.int64)
-    with open(stream, "wb") as file:
+    with files.named(stream), open(stream, "wb") as file:
         for tokens in dataset.as_numpy_iterator():
             tokens.tofile(file)
             counts += np.bincount(tokens, minlength=len(counts))
@@ -191,7 +200,7 @@ def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int
     window = windows(stream, batch_size, seq_len)
     paths = [folder / f"{shard:05d}-of-{shards:05d}.tfrecord" for shard in range(shards)]
     for path, shard_steps in zip(paths, np.array_split(range(steps), shards)):
-        with tf.io.TFRecordWriter(str(path)) as writer:
+        with files.named(path), tf.io.TFRecordWriter(str(path)) as writer:
             for _ in shard_steps:
                 writer.write(next(window).tobytes())
     return paths
@@ -233,21 +242,21 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
                 raise InputError(f"{text.name} is too short: {counts.sum()} tokens, and one window of --batch_size={batch_size} rows "
                                  f"of --seq_len={seq_len} needs {needed}")
             if split == "train":
-                np.savetxt(folder / "unigram_counts.txt", counts, fmt="%d")
+                files.write_whole(folder / "unigram_counts.txt", "".join(f"{count}\n" for count in counts).encode())
             stream = np.memmap(stream_path, np.int32, mode="r")
             records = write_records(stream, batch_size, seq_len, shards, folder / split)
             splits[split] = {
-                "text": text.name, "text_sha256": _sha256(text), "bytes": text.stat().st_size, "words": words[split],
+                "text": text.name, "text_sha256": files.sha256(text), "bytes": text.stat().st_size, "words": words[split],
                 "tokens": len(stream), "steps": num_windows(len(stream), batch_size, seq_len),
             }
             print(f"{split}: {words[split]:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
         metadata = {
             "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "vocab_size": len(counts),
             "lowercase": None if sp_model_prefix else lowercase, "add_eos": add_eos, "splits": splits,
-            "sha256": {str(path.relative_to(folder)): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+            "sha256": {str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
             "versions": versions(),
         }
-        (folder / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        files.write_json(folder / "metadata.json", metadata)
         if output_dir.exists():
             output_dir.rename(workspace / "old")
         folder.rename(output_dir)
@@ -274,36 +283,46 @@ def _workspace(output_dir: Path) -> Iterator[Path]:
 def _foreign_files(folder: Path) -> list[str]:
     """The files in a folder that are not part of the data that its metadata lists."""
     try:
-        made = {"metadata.json", *json.loads((folder / "metadata.json").read_text())["sha256"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        made = {"metadata.json", *files.read_json(folder / "metadata.json", METADATA)["sha256"]}
+    except (OSError, InputError):
         made = set()
     return sorted({str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - made)
 
 
 def read_metadata(data_dir: Path) -> dict:
-    """The metadata of a data folder, every file of which is held against its hash.
+    """The metadata of a data folder, every file of which is held against its hash, and the windows against their number.
 
     Raises:
-      InputError: there is no data, or a file is missing or changed; it is named.
+      InputError: there is no data, or a file is missing, changed or does not belong there; it is named.
     """
     try:
-        metadata = json.loads((data_dir / "metadata.json").read_text())
-        hashes = metadata["sha256"].items()
-    except FileNotFoundError:
+        metadata = files.read_json(data_dir / "metadata.json", METADATA)
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"no data in {data_dir.resolve()}: run ./make_data.sh first, or say where they are with --data_dir") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{data_dir / 'metadata.json'} is damaged ({error}): run ./make_data.sh again") from None
-    for name, sha256 in hashes:
-        if not (data_dir / name).exists() or _sha256(data_dir / name) != sha256:
+    except InputError as error:
+        raise InputError(f"{error}: delete {data_dir} and run ./make_data.sh again") from None
+    for name, sha256 in metadata["sha256"].items():
+        if not (data_dir / name).is_file() or files.sha256(data_dir / name) != sha256:
             raise InputError(f"{data_dir / name} is missing or damaged: run ./make_data.sh again")
+    record_bytes = 4 * metadata["batch_size"] * (metadata["seq_len"] + 1) + RECORD_FRAME
+    for split, entry in metadata["splits"].items():
+        paths = _records(data_dir, split, metadata)
+        if foreign := set((data_dir / split).iterdir()) - set(paths):
+            raise InputError(f"{min(foreign)} does not belong there: delete it")
+        if sum(path.stat().st_size for path in paths) != entry["steps"] * record_bytes:
+            raise InputError(f"{data_dir / split} does not hold the {entry['steps']:,} windows that metadata.json tells of: run ./make_data.sh again")
     return metadata
+
+
+def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:
+    return sorted(data_dir / name for name in metadata["sha256"] if name.startswith(f"{split}/"))
 
 
 def load_windows(data_dir: Path, split: str, metadata: dict) -> tf.data.Dataset:
     """The windows of a split in order, int32 [B, T + 1]."""
     shape = [metadata["batch_size"], metadata["seq_len"] + 1]
-    files = sorted(str(data_dir / name) for name in metadata["sha256"] if name.startswith(f"{split}/"))
-    return tf.data.TFRecordDataset(files).map(lambda record: tf.reshape(tf.io.decode_raw(record, tf.int32), shape))
+    paths = [str(path) for path in _records(data_dir, split, metadata)]
+    return tf.data.TFRecordDataset(paths).map(lambda record: tf.reshape(tf.io.decode_raw(record, tf.int32), shape))
 
 
 def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:
@@ -315,7 +334,7 @@ def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:
 
 def tokenizer_sha256(metadata: dict) -> str:
     """What tells the tokenizer of a data folder from others."""
-    return metadata["sha256"]["tokenizer.model"][:16]
+    return metadata["sha256"]["tokenizer.model"]
 
 
 def versions() -> dict:
@@ -334,14 +353,6 @@ def count_words(text: Path) -> int:
     if not words:
         raise InputError(f"{text.name} is empty")
     return words
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

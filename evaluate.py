@@ -23,9 +23,10 @@ with cli.quiet():
     import tensorflow as tf
 
 import data_utils
+import files
 from cli import InputError
 from model import KINDS
-from runs import TrainedRun, write_json
+from runs import TrainedRun
 
 
 def window_nll(model, window, memory, filled, tau, draws=None):
@@ -141,7 +142,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     if text:
         name = str(text)
-        stream, size = read_text(text, data_utils.load_tokenizer(run.folder / "tokenizer.model"), run.data["add_eos"])
+        stream, size = read_text(text, data_utils.load_tokenizer(run.tokenizer), run.data["add_eos"])
     else:
         data_dir = data_dir or Path(run.flags["data_dir"])
         metadata = data_utils.read_metadata(data_dir)
@@ -214,7 +215,7 @@ def main(_):
         report = evaluate_run(TrainedRun(folder), FLAGS.split, FLAGS.text and Path(FLAGS.text), FLAGS.checkpoint, FLAGS.data_dir and Path(FLAGS.data_dir),
                               FLAGS.batch_size, FLAGS.seq_len, FLAGS.mem_len)
         scored = f"text_{Path(FLAGS.text).stem}" if FLAGS.text else FLAGS.split
-        write_json(folder / f"evaluation_{scored}_T{report['seq_len']}_M{report['mem_len']}_step{report['step']}.json", report)
+        files.write_json(folder / f"evaluation_{scored}_T{report['seq_len']}_M{report['mem_len']}_step{report['step']}.json", report)
         reports.append(report)
     print(table(reports))
 

@@ -117,7 +117,7 @@ def main(_):
     mem_len = memory_length(run.flags["mem_len"], run.data["seq_len"])
     model, tau, _ = run.network(FLAGS.checkpoint, mem_len=mem_len, static_shapes=on_gpu)
     writer = Writer(model, tau, on_gpu, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p)
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(run.folder / "tokenizer.model"))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(run.tokenizer))
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
         prompt = prompt.rstrip()
         tokens = tokenizer.encode(prompt)

@@ -3,21 +3,25 @@
 `Run` writes it while training goes on, `TrainedRun` reads it. L blocks, K kinds of layer.
 """
 
+import contextlib
+import fcntl
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import tensorflow as tf
 
+import files
 import pictures
+from checkpoints import Checkpoints
 from cli import InputError
 from model import KINDS, LETTERS, PARTransformerXL, by_path
 
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
-FREE_FLAGS = ("data_dir", "max_steps", "log_every")
+FREE_FLAGS = ("data_dir", "max_steps", "log_every", "save_every")
 CHECKPOINTS_KEPT = 3
 READ_BACK = {"flags": ("data_dir", "mem_len", "mixed_precision"),
              "data": ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer_sha256"),
@@ -31,26 +35,30 @@ class Run:
       folder: of the run.
       config: {"flags": ..., "data": ..., "model": ...}; what the run is, and the arguments of its network.
       data_dir: where the tokenizer is, which whoever uses the network will need.
-      state: what its checkpoints hold; `weights`, `tau` and `best_loss` among it.
+      state: what its checkpoints hold; `weights`, `tau`, `best_loss` and `evaluation_due` among it.
 
     Raises:
-      InputError: the folder holds a run of another configuration, or a checkpoint that cannot be restored.
+      InputError: the folder holds a run of another configuration, or one that goes on elsewhere, or checkpoints none of which
+        can be restored.
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         self.folder, self._corpus, self._state = folder, config["data"]["corpus"], state
         if (folder / "config.json").exists():
             _check_same(folder, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer.model", "tokenizer.vocab"):
-            shutil.copy(data_dir / name, folder)
-        write_json(folder / "config.json", config)
-        self._log = _open_log(folder / "training_log.log")
+        with files.named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = _open_log(folder / "training_log.log")
         self.say, self.note = self._log.info, self._log.debug  # to the log and the console, or to the log alone
-        self._checkpoints = tf.train.CheckpointManager(state, str(folder / "checkpoints"), CHECKPOINTS_KEPT)
-        self._best = tf.train.CheckpointManager(tf.train.Checkpoint(weights=state.weights, tau=state.tau), str(folder / "best"), max_to_keep=1)
-        if self._checkpoints.latest_checkpoint:
-            _restore(state, self._checkpoints.latest_checkpoint)
+        for name in ("tokenizer.model", "tokenizer.vocab"):
+            files.write_whole(folder / name, (data_dir / name).read_bytes())
+        files.write_json(folder / "config.json", config)
+        self._checkpoints, self._best = Checkpoints(folder / "checkpoints", keep=CHECKPOINTS_KEPT), Checkpoints(folder / "best")
+        self._best_state = tf.train.Checkpoint(weights=state.weights, tau=state.tau)
+        self.resumed = self._restore()
+        last = -1 if self.resumed is None else self.resumed
+        _forget_events(folder / "train", after=last)
+        _forget_events(folder / "valid", after=last - int(state.evaluation_due))
         self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "valid")}
 
     def describe(self, config: dict, model, device: str, versions: dict):
@@ -59,15 +67,17 @@ class Run:
         self.note("versions " + json.dumps(versions))
         model.summary(line_length=80, print_fn=lambda text, line_break=False: self.note(text))
         self.say(f"{self.folder}: architecture {config['flags']['architecture']}, {model.count_params():,} parameters, corpus {self._corpus}, on {device}")
-        if self._checkpoints.latest_checkpoint is None:
+        if self.resumed is None:
             table = "\n".join(f"| {name} | {value} |" for name, value in (config["data"] | config["flags"]).items())
-            with self._writers["train"].as_default(0):
+            with self._events("train", 0):
                 tf.summary.text("configuration", f"| setting | value |\n|---|---|\n{table}")
-            self._heat_map(0, model.pi())
+            self.heat_map(0, model.pi())
+        else:
+            self.say(f"resumed at step {self.resumed:,}")
 
     def scalars(self, split: str, step: int, values: dict):
         """Writes numbers to TensorBoard; those of `train` and `valid` share a chart."""
-        with self._writers[split].as_default(step):
+        with self._events(split, step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
 
@@ -76,35 +86,61 @@ class Run:
         self.scalars("train", step, {f"pi/block_{block}/{kind}": value
                                      for block, row in enumerate(pi, 1) for kind, value in zip(KINDS, row)})
 
-    def evaluation(self, step: int, valid: dict, pi: np.ndarray):
-        """Writes the validation metrics and the heat map of pi [L, K], and keeps the network if none was as good before."""
+    def heat_map(self, step: int, pi: np.ndarray):
+        """Writes pi [L, K] to TensorBoard as a picture."""
+        image = pictures.architecture_heat_map(pi, f"pi at step {step:,}, {self._corpus}")
+        with self._events("train", step):
+            tf.summary.image("pi", image[None])
+
+    def evaluation(self, step: int, valid: dict):
+        """Writes the validation metrics, and keeps the network if none was as good before."""
         self.say(f"step {step:,}  valid  {_line(valid)}")
         self.scalars("valid", step, {name if name in ("loss", "perplexity") else f"raw_text/{name}": value for name, value in valid.items()})
-        self._heat_map(step, pi)
         if valid["loss"] < self._state.best_loss:
             self._state.best_loss.assign(valid["loss"])
-            self._best.save(checkpoint_number=step)
+            self._best.save(self._best_state, step)
 
     def save(self, step: int):
-        """Writes a checkpoint; the last three are kept."""
-        self._checkpoints.save(checkpoint_number=step)
-        for writer in self._writers.values():
-            writer.flush()
+        """Writes a checkpoint, after what was recorded until then; the last three are kept."""
+        for split, writer in self._writers.items():
+            with files.named(self.folder / split):
+                writer.flush()
+        self._checkpoints.save(self._state, step)
 
     def finish(self, results: dict):
         """Writes results.json and tells what it holds. JSON knows no infinity: a metric that overflows becomes null."""
         splits = ("train", "valid", "test")
         numbers = {split: {name: value if np.isfinite(value) else None for name, value in results[split].items()} for split in splits}
-        write_json(self.folder / "results.json", results | numbers)
+        files.write_json(self.folder / "results.json", results | numbers)
         for split in splits:
             self.say(f"{split:5}  {_line(results[split])}")
         kinds = ", ".join(f"{LETTERS[letter]} ({max(row):.2f})" for letter, row in zip(results["architecture"], results["pi"]))
         self.say(f"architecture {results['architecture']} (most likely, pi): {kinds}\nresults in {self.folder / 'results.json'}")
 
-    def _heat_map(self, step: int, pi: np.ndarray):
-        image = pictures.architecture_heat_map(pi, f"pi at step {step:,}, {self._corpus}")
-        with self._writers["train"].as_default(step):
-            tf.summary.image("pi", image[None])
+    def close(self):
+        """Ends the files that are being written."""
+        for writer in self._writers.values():
+            writer.close()
+        for handler in self._log.handlers:
+            handler.close()
+
+    def _restore(self) -> int | None:
+        """Restores the state from the last checkpoint that is as it was written. Returns its step, None where there is none at all."""
+        steps = self._checkpoints.steps()
+        for step in reversed(steps):
+            if damage := self._checkpoints.damage(step):
+                self.say(f"{damage}: the checkpoint before is taken")
+                continue
+            self._checkpoints.restore(self._state, step)
+            return step
+        if steps:
+            raise InputError(f"no checkpoint of {self.folder} can be restored: delete the folder to train from the start")
+
+    @contextlib.contextmanager
+    def _events(self, split: str, step: int) -> Iterator[None]:
+        """What is recorded in this block goes to the TensorBoard events of a split at a step."""
+        with files.named(self.folder / split), self._writers[split].as_default(step):
+            yield
 
 
 class TrainedRun:
@@ -124,13 +160,18 @@ class TrainedRun:
     @property
     def architecture(self) -> str:
         """A letter for the most likely kind of each block, once the run has finished."""
-        path = self.folder / "results.json"
         try:
-            return json.loads(path.read_text())["architecture"]
+            return files.read_json(self.folder / "results.json", ["architecture"])["architecture"]
         except FileNotFoundError:
             raise InputError(f"{self.folder} has no results.json: it has not finished") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error})") from None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The SentencePiece model of the run."""
+        path = self.folder / "tokenizer.model"
+        if files.sha256(path) != self.data["tokenizer_sha256"]:
+            raise InputError(f"{path} is damaged")
+        return path
 
     def network(self, checkpoint: str = "best", **changes) -> tuple[PARTransformerXL, float, int]:
         """The trained network.
@@ -145,15 +186,17 @@ class TrainedRun:
         Raises:
           InputError: there is no such checkpoint, or it cannot be restored.
         """
-        there = {name: tf.train.latest_checkpoint(str(self.folder / folder)) for name, folder in (("best", "best"), ("latest", "checkpoints"))}
-        there |= {path.stem.removeprefix("ckpt-"): str(path.with_suffix("")) for path in self.folder.glob("*/ckpt-*.index")}
-        there = {name: path for name, path in there.items() if path}
+        folders = {"best": Checkpoints(self.folder / "best"), "latest": Checkpoints(self.folder / "checkpoints")}
+        there = {name: (checkpoints, checkpoints.steps()[-1]) for name, checkpoints in folders.items() if checkpoints.steps()}
+        there |= {str(step): (checkpoints, step) for checkpoints in folders.values() for step in checkpoints.steps()}
         if checkpoint not in there:
             raise InputError(f"{self.folder} has no checkpoint '{checkpoint}': there is {', '.join(there) or 'none yet'}")
-        path = there[checkpoint]
+        checkpoints, step = there[checkpoint]
+        if damage := checkpoints.damage(step):
+            raise InputError(f"{damage}: choose another with --checkpoint, of {', '.join(there)}")
         model, tau = PARTransformerXL(**self._config["model"] | changes), tf.Variable(0.0)
-        _restore(tf.train.Checkpoint(weights=by_path(model.weights), tau=tau), path)
-        return model, float(tau), int(path.rpartition("-")[2])
+        checkpoints.restore(tf.train.Checkpoint(weights=by_path(model.weights), tau=tau), step)
+        return model, float(tau), step
 
     def scalars(self, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """The curves of `train` or `valid` from its TensorBoard events: steps and values for each tag."""
@@ -172,14 +215,12 @@ class TrainedRun:
 def _read_config(folder: Path) -> dict:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
-        if all(name in config[part] for part, names in READ_BACK.items() for name in names):
-            return config
-        raise ValueError("settings are missing")
+        config = files.read_json(path, READ_BACK)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is no run: {path} is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged, or was written by another version ({error})") from None
+    if not all(name in config[part] for part, names in READ_BACK.items() for name in names):
+        raise InputError(f"{path} was written by another version of this program")
+    return config
 
 
 def _check_same(folder: Path, now: dict):
@@ -191,16 +232,46 @@ def _check_same(folder: Path, now: dict):
         raise InputError(f"{folder} is a run of another configuration ({'; '.join(differences)}): choose another --model_name")
 
 
-def _restore(state: tf.train.Checkpoint, path: str):
-    try:
-        state.restore(path).assert_existing_objects_matched().expect_partial()
-    except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
-        raise InputError(f"cannot restore {path}: {str(error).splitlines()[0]}") from None
+def _forget_events(folder: Path, after: int):
+    """Removes the TensorBoard events of later steps than `after`: they will be recorded again."""
+    for path in folder.glob("events*"):
+        events, kept, torn = 0, [], False
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                events += 1
+                if tf.compat.v1.Event.FromString(record).step <= after:
+                    kept.append(record)
+        except tf.errors.DataLossError:  # the last one, where the process was killed while it wrote
+            torn = True
+        if len(kept) <= 1:  # the first tells the version of the format
+            path.unlink()
+        elif torn or len(kept) < events:
+            partial = folder / "partial"
+            with tf.io.TFRecordWriter(str(partial)) as writer:
+                for record in kept:
+                    writer.write(record)
+            partial.replace(path)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file for one process at a time, and one that stops the program where it cannot be written."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path.parent} is being trained by another process") from None
+        except OSError:  # some network file systems have no locks
+            pass
+
+    def handleError(self, record):
+        raise
 
 
 def _open_log(path: Path) -> logging.Logger:
     """A logger whose lines go on in a file, those of level INFO and above to the console too."""
-    console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(path)
+    console, file = logging.StreamHandler(sys.stdout), _LogFile(path)
     console.setLevel(logging.INFO)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.Logger(path.stem)
@@ -211,10 +282,3 @@ def _open_log(path: Path) -> logging.Logger:
 
 def _line(metrics: dict) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
-def write_json(path: Path, content: dict):
-    """Writes a JSON file so that it appears complete or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)

@@ -3,6 +3,7 @@
 B batch, T sequence length, M memory length, A blocks with attention, D model width, L blocks, K kinds of layer.
 """
 
+import contextlib
 import datetime
 import hashlib
 import itertools
@@ -62,10 +63,12 @@ CLIPNORM = flags.DEFINE_float("clipnorm", None, "bound the norm of each variable
 EPOCHS = flags.DEFINE_integer("epochs", 20, "passes over the training split", lower_bound=1)
 MAX_STEPS = flags.DEFINE_integer("max_steps", None, "stop after so many steps; changes no schedule", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of initial weights, dropout and Gumbel noise", lower_bound=0, upper_bound=2**31 - 1)
-LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log, all done in one call", lower_bound=1)
+LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log", lower_bound=1)
+SAVE_EVERY = flags.DEFINE_string("save_every", "10m", "a checkpoint after so many steps, or minutes with an m, besides one after each epoch")
 JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "compile the step with XLA; auto: on a GPU")
 MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and loss stay float32")
 
+flags.register_validator("save_every", lambda text: re.fullmatch(r"0*[1-9]\d*m?", text), "must be a number of steps, or of minutes as in 10m")
 flags.register_validator("architecture", lambda text: text != "", "must not be empty")
 flags.register_validator("arch_share", lambda share: 0 < share < 1, "must lie between 0 and 1")
 flags.register_multi_flags_validator(["search", "arch_share"], lambda f: f["search"] == "alternating" or f["arch_share"] == ARCH_SHARE.default,
@@ -204,9 +207,9 @@ def configuration(metadata: dict) -> dict:
     kinds = network["architecture"]
     parsed = {"architecture": "".join(kind[0] for kind in kinds), "num_layers": len(kinds),
               "cutoffs": network["cutoffs"], "proj_dims": network["proj_dims"], "init_from": INIT_FROM.value and str(Path(INIT_FROM.value))}
-    fingerprint = hashlib.sha256(json.dumps(metadata["sha256"], sort_keys=True).encode()).hexdigest()
+    files_sha256 = hashlib.sha256(json.dumps(metadata["sha256"], sort_keys=True).encode()).hexdigest()
     data = {name: metadata[name] for name in ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos")}
-    data |= {"files_sha256": fingerprint[:16], "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
+    data |= {"files_sha256": files_sha256, "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
     return {"flags": given | parsed, "data": data, "model": network}
 
 
@@ -243,11 +246,11 @@ class Trainer:
             self.model.softmax.start_from(read_counts(data_dir / "unigram_counts.txt"))
             step = tf.Variable(0, dtype=tf.int64)
             self._groups = self._parameter_groups(step)
-        totals = {name: tf.Variable(0.0, dtype=tf.float64) for name in ("epoch_nll", "epoch_targets", "seconds", "targets")}
+        totals = {since: tf.Variable(tf.zeros([3], tf.float64)) for since in ("line", "epoch", "run")}  # nll, targets, seconds of each
         memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
         self.state = tf.train.Checkpoint(
             weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value),
-            best_loss=tf.Variable(math.inf, dtype=tf.float64), latency=tf.Variable(tf.zeros(len(KINDS))),
+            best_loss=tf.Variable(math.inf, dtype=tf.float64), evaluation_due=tf.Variable(False), latency=tf.Variable(tf.zeros(len(KINDS))),
             optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
         self._iterator = self._memory = None  # on the replicas, while training goes on
         self._update_compiled = tf.function(self._update, jit_compile=jit_compile or None)
@@ -265,38 +268,59 @@ class Trainer:
     def tau(self) -> float:
         return float(self.model.temperature(self._tau_at(self.step)))
 
-    def train(self, num_steps: int) -> tuple[float, float, float]:
-        """Trains `num_steps` steps, one call for consecutive ones that train the same parameters.
+    def train(self, num_steps: int) -> float:
+        """Trains `num_steps` steps, one call for consecutive ones that train the same parameters. Returns the seconds it took.
 
-        Returns:
-          The mean loss, the number of targets and the seconds it took.
+        Raises:
+          FloatingPointError: the loss of a step is not finite.
         """
         if self._iterator is None:
             self._iterator = iter(self._windows(first=self.step % self.steps_per_epoch))
             self._memory = devices.split_rows(self.state.memory, axis=1)
         if self.step % self.steps_per_epoch == 0:
-            self.state.epoch_nll.assign(0.0)
-            self.state.epoch_targets.assign(0.0)
-        start, nll, targets = time.perf_counter(), 0.0, 0.0
+            self.state.epoch.assign(np.zeros(3))
+        start = time.perf_counter()
         for names, steps in itertools.groupby(range(self.step, self.step + num_steps), self._trained_at):
-            more_nll, more_targets, self._memory = self._train_steps(self._iterator, self._memory, tf.constant(len(list(steps))), names)
-            nll, targets = nll + float(more_nll), targets + float(more_targets)
+            self._memory, sizes = self._train_steps(self._iterator, self._memory, tf.constant(len(list(steps))), names)
+            if not math.isfinite(self.state.line[0]):
+                raise _not_finite(f"the loss of step {self.step:,}", dict(zip(self.state.weights, sizes.numpy())))
         seconds = time.perf_counter() - start
         self.state.memory.assign(self._strategy.gather(self._memory, axis=1))
         self.state.tau.assign(self.tau)
-        for name, value in {"epoch_nll": nll, "epoch_targets": targets, "seconds": seconds, "targets": targets}.items():
-            getattr(self.state, name).assign_add(value)
-        return self._finite(nll / targets), targets, seconds
+        self.state.line.assign_add([0.0, 0.0, seconds])
+        return seconds
+
+    def end_line(self) -> tuple[float, float]:
+        """The mean loss and the tokens per second since this was last called."""
+        nll, targets, seconds = self.state.line.numpy()
+        self.state.epoch.assign_add(self.state.line)
+        self.state.run.assign_add(self.state.line)
+        self.state.line.assign(np.zeros(3))
+        return nll / targets, targets / seconds
 
     def evaluate(self, split: str) -> dict:
         """The metrics of every target of a split, without noise."""
         stream = data_utils.load_stream(self._data_dir, split, self.metadata)
         score = self._evaluator(stream, self.metadata["batch_size"], self.metadata["seq_len"], self.tau)
-        return metrics(self._finite(score.nll / score.targets), self.metadata["splits"][split])
+        if not math.isfinite(score.nll):
+            raise _not_finite(f"the loss of {split} after step {self.step:,}", _sizes(self.state.weights))
+        return metrics(score.nll / score.targets, self.metadata["splits"][split])
+
+    def check_finite(self):
+        """Looks at every number that a checkpoint would hold of the network and its optimizers.
+
+        Raises:
+          FloatingPointError: one is not finite.
+        """
+        for variables in (self.state.weights, *self.state.optimizers.values(), {"memory": self.state.memory}):
+            sizes = _sizes(variables)
+            if not np.isfinite(list(sizes.values())).all():
+                raise _not_finite(f"what step {self.step:,} left", sizes)
 
     def epoch_metrics(self) -> dict:
         """The metrics of the last epoch as far as it was trained, with noise and dropout."""
-        return metrics(float(self.state.epoch_nll / self.state.epoch_targets), self.metadata["splits"]["train"])
+        nll, targets, _ = self.state.epoch.numpy()
+        return metrics(nll / targets, self.metadata["splits"]["train"])
 
     def _parameter_groups(self, step) -> dict:
         """The optimizer and the variables of the weights, and of the architecture where it is searched."""
@@ -318,7 +342,8 @@ class Trainer:
         """One step of some parameter groups on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D].
 
         Returns:
-          The summed negative log-likelihood of its targets, how many these are, and its rows of the next memory.
+          The summed negative log-likelihood of its targets, how many these are, its rows of the next memory; and the sizes of all
+          weights [W] before the step if that sum is not finite, otherwise 0.
         """
         groups = [self._groups[name] for name in names]
         replica = tf.distribute.get_replica_context()
@@ -327,15 +352,17 @@ class Trainer:
         filled = filled_memory(self.model, window, step % self.steps_per_epoch)
         with tf.GradientTape() as tape:
             nll, real, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
-            nll, targets = tf.reduce_sum(nll), tf.reduce_sum(real)
+            nll, targets = tf.reduce_sum(nll), tf.reduce_sum(real)  # []
             loss = nll / replica.all_reduce("sum", targets)
             if LATENCY_WEIGHT.value:
                 loss += LATENCY_WEIGHT.value * self._latency(step, draws, window.shape[0]) / replica.num_replicas_in_sync
+        weights = self.state.weights
+        sizes = tf.cond(tf.math.is_finite(nll), lambda: tf.zeros([len(weights)]), lambda: tf.stack(list(_sizes(weights).values())))
         gradients = tape.gradient(loss, [variables for _, variables in groups])
         for (optimizer, variables), group in zip(groups, gradients):
             dense = [tf.convert_to_tensor(gradient) for gradient in group]  # else Keras squares a repeated id's gradients one by one
             optimizer.apply(dense, variables)
-        return nll, targets, memory
+        return nll, targets, memory, sizes
 
     def _latency(self, step, draws, rows):
         """The milliseconds that the network sampled at this step is expected to take for a window."""
@@ -345,14 +372,16 @@ class Trainer:
 
     @tf.function
     def _train_steps(self, iterator, memory, num_steps, names):
-        """Steps on all replicas. Returns the totals of `_update` and the last memory."""
-        total_nll = total_targets = tf.zeros([], tf.float64)
+        """Steps on all replicas, until a loss is not finite. Returns the last memory, and the last sizes."""
+        sizes = tf.zeros([len(self.state.weights)])
         for _ in tf.range(num_steps):
-            nll, targets, memory = self._strategy.run(self._update_compiled, args=(next(iterator), memory, names))
+            nll, targets, memory, sizes = self._strategy.run(self._update_compiled, args=(next(iterator), memory, names))
             self.state.step.assign_add(1)
-            total_nll += self._sum(nll)
-            total_targets += self._sum(targets)
-        return total_nll, total_targets, memory
+            nll, sizes = self._sum(nll), self._strategy.reduce("sum", sizes, axis=None)
+            self.state.line.assign_add([nll, self._sum(targets), 0.0])
+            if not tf.math.is_finite(nll):
+                break
+        return memory, sizes
 
     def _sum(self, value):
         return tf.cast(self._strategy.reduce("sum", value, axis=None), tf.float64)
@@ -362,39 +391,99 @@ class Trainer:
         dataset = data_utils.load_windows(self._data_dir, "train", self.metadata).repeat().skip(first)
         return self._strategy.experimental_distribute_dataset(dataset.prefetch(tf.data.AUTOTUNE))
 
-    def _finite(self, loss: float) -> float:
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step:,}: stopped, the last checkpoint is from before; "
-                                     "a lower --max_lr or --clipnorm may help")
-        return loss
+
+def _sizes(variables: dict) -> dict:
+    """The mean absolute value of each variable: not finite where one of its numbers is not."""
+    return {path: tf.reduce_sum(tf.abs(tf.cast(variable, tf.float32))) / max(1, variable.shape.num_elements()) for path, variable in variables.items()}
+
+
+def _not_finite(what: str, sizes: dict) -> FloatingPointError:
+    """The error that something is not finite, and which of the variables with these sizes was the first, or is the largest."""
+    first = next((path for path, size in sizes.items() if not math.isfinite(size)), None)
+    where = f"the first such variable is {first}" if first else f"all weights are, those of {max(sizes, key=sizes.get)} are the largest"
+    return FloatingPointError(f"{what} is not finite ({where}): stopped; the last checkpoint is from before. A lower --max_lr or --clipnorm may help")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The experiment
 
 
+def save_interval() -> tuple[float, float]:
+    """The steps and the seconds after which to save, one of them infinite."""
+    number = int(SAVE_EVERY.value.rstrip("m"))
+    return (math.inf, 60 * number) if SAVE_EVERY.value.endswith("m") else (number, math.inf)
+
+
+def next_multiple(step: int, interval: float) -> float:
+    return (step // interval + 1) * interval
+
+
 def train_epoch(trainer: Trainer, run: Run):
-    """Trains to the end of the epoch or of the run, with a line in the log every `--log_every` steps."""
+    """Trains to the end of the epoch or of the run, about a second at once: so long a signal to stop has to wait."""
     start = trainer.step
     epoch = start // trainer.steps_per_epoch
     end = min((epoch + 1) * trainer.steps_per_epoch, trainer.last_step)
     run.say(f"epoch {epoch + 1} of {EPOCHS.value}, steps {start + 1:,} to {end:,} of {trainer.total_steps:,}, {trainer.metadata['corpus']}")
     bar = keras.utils.Progbar(end - start, stateful_metrics=["loss", "perplexity"])
+    save_steps, save_seconds = save_interval()
+    last_save, at_once = time.monotonic(), 1
     while trainer.step < end:
-        num_steps = min(LOG_EVERY.value - trainer.step % LOG_EVERY.value, end - trainer.step)
-        loss, targets, seconds = trainer.train(num_steps)
-        step, perplexity, speed = trainer.step, exp(loss), targets / seconds
-        remaining = datetime.timedelta(seconds=round((trainer.last_step - step) * seconds / num_steps))
-        run.note(f"step {step:,}/{trainer.total_steps:,}  loss {loss:.4f}  perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  "
-                 f"tau {trainer.tau:.4f}  {speed:,.0f} tokens/s  ETA {remaining}")
-        run.scalars("train", step, {"loss": loss, "perplexity": perplexity, "training/learning_rate": trainer.learning_rate,
-                                    "training/tau": trainer.tau, "training/tokens_per_second": speed})
-        if SEARCH in trainer.model.architecture:
-            run.pi_scalars(step, trainer.model.pi())
-        bar.update(step - start, [("loss", loss), ("perplexity", perplexity)])
+        with cli.uninterrupted():
+            stop = min(trainer.step + at_once, next_multiple(trainer.step, LOG_EVERY.value), next_multiple(trainer.step, save_steps), end)
+            num_steps = int(stop - trainer.step)
+            at_once = max(1, int(num_steps / trainer.train(num_steps)))
+            if trainer.step % LOG_EVERY.value == 0 or trainer.step == end:
+                loss, perplexity = write_line(trainer, run)
+                bar.update(trainer.step - start, [("loss", loss), ("perplexity", perplexity)])
+            if trainer.step == end:
+                run.heat_map(end, trainer.model.pi())
+                trainer.state.evaluation_due.assign(True)
+            elif trainer.step % save_steps == 0 or time.monotonic() - last_save >= save_seconds:
+                save(trainer, run)
+                last_save = time.monotonic()
+
+
+def write_line(trainer: Trainer, run: Run) -> tuple[float, float]:
+    """Writes a line to the log, and its numbers to TensorBoard. Returns loss and perplexity of the steps since the last one."""
+    loss, speed = trainer.end_line()
+    step, perplexity = trainer.step, exp(loss)
+    remaining = (trainer.last_step - step) * trainer.metadata["batch_size"] * trainer.metadata["seq_len"] / speed
+    run.note(f"step {step:,}/{trainer.total_steps:,}  loss {loss:.4f}  perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  "
+             f"tau {trainer.tau:.4f}  {speed:,.0f} tokens/s  ETA {datetime.timedelta(seconds=round(remaining))}")
+    run.scalars("train", step, {"loss": loss, "perplexity": perplexity, "training/learning_rate": trainer.learning_rate,
+                                "training/tau": trainer.tau, "training/tokens_per_second": speed})
+    if SEARCH in trainer.model.architecture:
+        run.pi_scalars(step, trainer.model.pi())
+    return loss, perplexity
+
+
+def validate(trainer: Trainer, run: Run) -> dict:
+    """Scores the validation split and saves. Returns its metrics."""
+    valid = trainer.evaluate("valid")
+    with cli.uninterrupted():
+        run.evaluation(trainer.step, valid)
+        trainer.state.evaluation_due.assign(False)
+        save(trainer, run)
+    return valid
+
+
+def save(trainer: Trainer, run: Run):
+    trainer.check_finite()
+    run.save(trainer.step)
+
+
+@contextlib.contextmanager
+def saved_when_interrupted(trainer: Trainer, run: Run):
+    try:
+        yield
+    except KeyboardInterrupt:
+        save(trainer, run)
+        run.say(f"interrupted at step {trainer.step:,} and saved: the same command goes on from here")
+        raise
 
 
 def main(_):
+    cli.handle_sigterm()
     data_dir = Path(DATA_DIR.value)
     metadata = data_utils.read_metadata(data_dir)
     device, on_gpu = devices.prepare(MIXED_PRECISION.value)
@@ -403,31 +492,29 @@ def main(_):
     model, config = trainer.model, configuration(metadata)
     if INIT_FROM.value:
         take_weights(model, Path(INIT_FROM.value), config["data"])
-    run = Run(Path("logs") / MODEL_NAME.value, config, data_dir, trainer.state)
-    run.describe(config, model, device, data_utils.versions())
-    if trainer.step:
-        run.say(f"resumed at step {trainer.step:,}")
-    if LATENCY_WEIGHT.value:
-        if not trainer.step:
-            trainer.state.latency.assign(layer_latency(metadata["batch_size"], metadata["seq_len"], trainer.jit_compile))
-        run.say("milliseconds per window: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.state.latency.numpy())))
-    if WARMUP_STEPS.value >= trainer.total_steps:
-        run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
 
-    valid = None
-    while trainer.step < trainer.last_step:
-        train_epoch(trainer, run)
-        valid = trainer.evaluate("valid")
-        run.evaluation(trainer.step, valid, model.pi())
-        run.save(trainer.step)
+    with contextlib.closing(Run(Path("logs") / MODEL_NAME.value, config, data_dir, trainer.state)) as run:
+        run.describe(config, model, device, data_utils.versions())
+        if LATENCY_WEIGHT.value:
+            if not trainer.step:
+                trainer.state.latency.assign(layer_latency(metadata["batch_size"], metadata["seq_len"], trainer.jit_compile))
+            run.say("milliseconds per window: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.state.latency.numpy())))
+        if WARMUP_STEPS.value >= trainer.total_steps:
+            run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
 
-    run.finish({
-        "corpus": metadata["corpus"], "steps": trainer.step, "wall_seconds": float(trainer.state.seconds),
-        "tokens_per_second": float(trainer.state.targets / trainer.state.seconds),
-        "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid"), "test": trainer.evaluate("test"),
-        "pi": model.pi().tolist(), "architecture": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
-        "parameters": model.count_params(), "versions": data_utils.versions(), "device": device, "flags": config["flags"],
-    })
+        valid = None
+        with saved_when_interrupted(trainer, run):
+            while trainer.step < trainer.last_step or trainer.state.evaluation_due:
+                if not trainer.state.evaluation_due:
+                    train_epoch(trainer, run)
+                valid = validate(trainer, run)
+            _, targets, seconds = trainer.state.run.numpy()
+            run.finish({
+                "corpus": metadata["corpus"], "steps": trainer.step, "wall_seconds": seconds, "tokens_per_second": targets / seconds,
+                "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid"), "test": trainer.evaluate("test"),
+                "pi": model.pi().tolist(), "architecture": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
+                "parameters": model.count_params(), "versions": data_utils.versions(), "device": device, "flags": config["flags"],
+            })
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import train
 from conftest import TINY
 from runs import Run, TrainedRun
 
-PI = np.full([2, 3], 1 / 3)
-
 
 def open_run(data_dir, folder):
     """A run in a folder, with the trainer whose state it keeps."""
@@ -20,7 +18,7 @@ def open_run(data_dir, folder):
 def mark_and_evaluate(run, trainer, step, loss):
     """Validates weights that can be told from those of other steps."""
     trainer.model.theta.assign(np.full([2, 3], step))
-    run.evaluation(step, {"loss": loss, "perplexity": np.exp(loss)}, PI)
+    run.evaluation(step, {"loss": loss, "perplexity": np.exp(loss)})
     run.save(step)
 
 
@@ -34,6 +32,7 @@ def test_the_best_network_is_kept_also_when_training_is_resumed(data_dir, tmp_pa
     for step, loss in ((1, 3.0), (2, 2.0), (3, 4.0)):
         mark_and_evaluate(run, trainer, step, loss)
     assert theta_of(tmp_path, "best") == (2, 2) and theta_of(tmp_path, "latest") == (3, 3)
+    run.close()
     run, trainer = open_run(data_dir, tmp_path)
     assert trainer.model.theta.numpy()[0, 0] == 3
     mark_and_evaluate(run, trainer, 4, 2.5)

@@ -1,8 +1,11 @@
+import dataclasses
+import itertools
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,34 +18,24 @@ from absl.testing import flagsaver
 import cli
 import data_utils
 import evaluate
+import files
 import train
+from checkpoints import Checkpoints
 from cli import InputError
+from chaos import differences, events_of, state_of
 from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE
-from runs import TrainedRun
+from evaluate import Evaluator
+from runs import Run, TrainedRun
+
 
 def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def checkpoint_of(folder):
-    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "save_counter" not in name and "_CHECKPOINTABLE" not in name}
-
-
-def events_of(folder):
-    """{tag: {step: value}} of the scalars, and {tag: [steps]} of everything else, of a folder's TensorBoard events."""
-    scalars, others = {}, {}
-    for path in sorted(folder.glob("events*")):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            event = tf.compat.v1.Event.FromString(record)
-            for value in event.summary.value:
-                content = tf.make_ndarray(value.tensor)
-                if content.shape == () and value.metadata.plugin_data.plugin_name == "scalars":
-                    assert event.step not in scalars.setdefault(value.tag, {})
-                    scalars[value.tag][event.step] = float(content)
-                else:
-                    others.setdefault(value.tag, []).append(event.step)
-    return scalars, others
+def loss_of(trainer, steps):
+    """Trains, and gives the mean loss."""
+    trainer.train(steps)
+    return trainer.end_line()[0]
 
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, capsys):
@@ -84,21 +77,76 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     assert "epoch 2 of 2" in console and "loss" in console and "valid  loss" in console and "Total params" not in console
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_train, data_dir):
+def when_called(patch, place, count, act):
+    """Lets the `count`-th call of a place in the program begin with `act()`."""
+    owner, name = place
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*arguments, **settings):
+        if next(calls) == count:
+            act()
+        return original(*arguments, **settings)
+
+    patch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("number, word", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, cli.Terminated)], ids=["SIGINT", "SIGTERM"])
+def test_a_run_that_is_interrupted_anywhere_equals_one_that_is_not(number, word, run_train, tmp_path, monkeypatch):
+    settings = dict(dropout_rate=0.2, max_steps=230, save_every="50")  # an epoch has 192
+    whole = run_train(**settings).rename(tmp_path / "whole")
+    places = [((train.Trainer, "train"), 1), ((train.Trainer, "train"), 3), ((train.Trainer, "end_line"), 12), ((Checkpoints, "save"), 1),
+              ((train, "save"), 2), ((Run, "heat_map"), 1), ((Evaluator, "__call__"), 1), ((Run, "evaluation"), 1), ((Evaluator, "__call__"), 1),
+              ((Evaluator, "__call__"), 2), ((Run, "finish"), 1)]
+    for place, count in places if number == signal.SIGINT else places[1::3]:
+        with monkeypatch.context() as patch, pytest.raises(word):
+            when_called(patch, place, count, lambda: signal.raise_signal(number))
+            run_train(**settings)
+    parts = run_train(**settings)
+    assert differences(whole, parts) == []
+    log = (parts / "training_log.log").read_text()
+    stops, starts = (re.findall(pattern, log) for pattern in (r"interrupted at step (\d+) and saved", r"resumed at step (\d+)"))
+    assert stops == starts and len(stops) >= 4 and {"192", "230"} & set(stops) and any(int(stop) % 7 for stop in stops)
+
+
+def test_a_run_that_dies_at_any_moment_equals_one_that_does_not(run_train, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    settings = dict(dropout_rate=0.2, max_steps=230, save_every="30")
+    whole = run_train(**settings).rename(tmp_path / "whole")
+    for place, count in [((train.Trainer, "end_line"), 3), ((Checkpoints, "save"), 3), ((files, "sync"), 3), ((train.Trainer, "check_finite"), 3), ((Run, "heat_map"), 1),
+                         ((train, "validate"), 1), ((Evaluator, "__call__"), 1), ((Run, "evaluation"), 1), ((Run, "finish"), 1)]:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            when_called(patch, place, count, die)
+            run_train(**settings)
+    parts = run_train(**settings)
+    assert differences(whole, parts) == []
+
+
+def test_max_steps_may_grow(run_train, data_dir):
     steps = data_utils.read_metadata(data_dir)["splits"]["train"]["steps"]
     whole = run_train(model_name="whole", dropout_rate=0.2, max_steps=steps + 25)
     for stop in (10, steps - 1, steps + 3, steps + 25):  # in the first epoch, before its end, in the second
         parts = run_train(model_name="parts", dropout_rate=0.2, max_steps=stop)
-    one, other = checkpoint_of(whole), checkpoint_of(parts)
-    seconds = [name for name in one if name.startswith("seconds")]
-    assert one.keys() == other.keys() and len(seconds) == 1 and any(name.startswith("memory") for name in one)
-    assert any("optimizer" in name for name in one)
-    for name in one.keys() - set(seconds):
-        assert np.array_equal(one[name], other[name]), name
+    assert state_of(whole) == state_of(parts) | {name: state_of(whole)[name] for name in ("best_loss",)}
+    assert sorted(events_of(parts / "valid")[0]["loss"]) == [10, steps - 1, steps, steps + 3, steps + 25]
     for key in ("train", "valid", "test", "pi", "steps"):
         assert results_of(whole)[key] == results_of(parts)[key]
-    log = (parts / "training_log.log").read_text()
-    assert [line for line in re.findall(r"resumed at step (\d+)", log)] == ["10", str(steps - 1), str(steps + 3)]
+
+
+@pytest.mark.parametrize("every, expected", [("8", [16, 24, 25]), ("1000", [25]), ("1000m", [25])])
+def test_checkpoints_are_written_after_so_many_steps(every, expected, run_train):
+    folder = run_train(save_every=every, max_steps=25)
+    assert Checkpoints(folder / "checkpoints").steps() == expected
+
+
+def test_checkpoints_are_written_after_so_many_minutes(run_train, monkeypatch):
+    monkeypatch.setattr(train.time, "monotonic", lambda clock=iter(range(0, 10**6, 25)): next(clock))  # 25 seconds from look to look
+    folder = run_train(save_every="1m", max_steps=25)
+    assert len(Checkpoints(folder / "checkpoints").steps()) == 2
 
 
 def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(run_train):
@@ -149,7 +197,7 @@ def test_a_fixed_architecture_has_no_search(run_train):
     folder = run_train(architecture="ad", max_steps=3)
     results = results_of(folder)
     assert results["pi"] == [[1, 0, 0], [0, 1, 0]] and results["architecture"] == "ad"
-    assert not any("theta" in name for name in checkpoint_of(folder))
+    assert not any("theta" in name for name in state_of(folder))
     assert not any(tag.startswith("pi/") for tag in events_of(folder / "train")[0])
 
 
@@ -188,7 +236,7 @@ def test_fine_tuning_starts_from_the_weights_of_the_chosen_branches(run_train, s
     scratch = run_train(model_name="scratch", architecture=str(search_run), max_steps=7)
     assert events_of(tuned / "train")[0]["loss"][7] < events_of(scratch / "train")[0]["loss"][7] - 0.3
     again = run_train(model_name="tuned", init_from=str(search_run), max_steps=9)  # resumes, and does not start over
-    assert checkpoint_of(again)["step/.ATTRIBUTES/VARIABLE_VALUE"] == 9
+    assert np.frombuffer(state_of(again)["step"], np.int64) == 9
 
 
 def test_weights_that_do_not_fit_are_refused(run_train, search_run, tmp_path):
@@ -206,9 +254,9 @@ def test_weights_that_do_not_fit_are_refused(run_train, search_run, tmp_path):
     (unfinished / "results.json").unlink()
     with pytest.raises(InputError, match="has no results.json: it has not finished"):
         run_train(architecture=str(unfinished))
-    config = json.loads((search_run / "config.json").read_text())
+    config = files.read_json(search_run / "config.json")
     other = shutil.copytree(search_run, tmp_path / "other")
-    (other / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"tokenizer_sha256": "0"}}))
+    files.write_json(other / "config.json", config | {"data": config["data"] | {"tokenizer_sha256": "0"}})
     with pytest.raises(InputError, match="trained with another tokenizer"):
         run_train(init_from=str(other))
 
@@ -262,7 +310,7 @@ def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
         patch.setattr(train, "layer_latency", lambda *arguments: 2 * table)  # measured once, when a run begins
         resumed = run_train(latency_weight=1.0, warmup_steps=0, max_steps=41)
     assert results_of(folder)["architecture"] == "dd" and min(row[0] for row in results_of(folder)["pi"]) < 0.3
-    assert np.array_equal(checkpoint_of(resumed)["latency/.ATTRIBUTES/VARIABLE_VALUE"], table)
+    assert np.array_equal(np.frombuffer(state_of(resumed)["latency"], np.float32), table)
     assert "milliseconds per window: attention 5.00, dense 1.00, identity 2.00" in (folder / "training_log.log").read_text()
 
 
@@ -305,7 +353,7 @@ def test_the_start_of_an_epoch_equals_a_plain_loop(data_dir):
         for number, window in enumerate(data_utils.load_windows(data_dir, "train", metadata).take(4)):
             nll, real, memory = train.window_nll(trainer.model, window, memory, min(number * SEQ_LEN, 20), 1.0)
             plain.append(np.sum(nll) / np.sum(real))
-        trained = [trainer.train(1)[0] for _ in range(4)] + [trainer.train(steps - 4)[0]] + [trainer.train(1)[0] for _ in range(4)]
+        trained = [loss_of(trainer, 1) for _ in range(4)] + [loss_of(trainer, steps - 4)] + [loss_of(trainer, 1) for _ in range(4)]
     assert trained[:4] == pytest.approx(plain, rel=1e-5)  # nothing is learned at a learning rate of 0 ...
     assert trained[5:] == pytest.approx(plain, rel=1e-5)  # ... so the next epoch, with empty memory, is the same
     assert len(set(trained[:4])) == 4
@@ -374,7 +422,7 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
     with strategy.scope():
         trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile=False)
         trainer.state.latency.assign([3.0, 2.0, 1.0])
-        print(*[trainer.train(3)[0] for _ in range(4)], trainer.evaluate("valid")["loss"], *trainer.model.pi().ravel(), trainer.step)
+        print(*[trainer.train(3) and trainer.end_line()[0] for _ in range(4)], trainer.evaluate("valid")["loss"], *trainer.model.pi().ravel(), trainer.step)
 """
 
 
@@ -385,20 +433,72 @@ def test_two_replicas_equal_one(given, data_dir):
     assert one[-1] == two[-1] == 12 and one == pytest.approx(two, rel=1e-5)
 
 
-def test_numbers_that_run_away_stop_the_run_and_keep_the_checkpoint(run_train, monkeypatch):
+def test_a_loss_that_overflows_stops_the_run_at_its_step(run_train, monkeypatch):
     folder = run_train(max_steps=10)
-    before = checkpoint_of(folder)
-    window_nll = train.window_nll
+    before, window_nll = state_of(folder), train.window_nll
 
     def overflowing(*arguments):
         nll, real, memory = window_nll(*arguments)
         return nll * 1e30 * 1e30, real, memory
 
     monkeypatch.setattr(train, "window_nll", overflowing)
-    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 14: .* the last checkpoint is from before"):
+    with pytest.raises(FloatingPointError, match=r"the loss of step 11 is not finite \(all weights are, those of \S+ are the largest\): .*last checkpoint"):
         run_train(max_steps=90)
-    after = checkpoint_of(folder)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert state_of(folder) == before
+
+
+@pytest.mark.parametrize("name, number", [("theta", math.nan), ("dense/inner_kernel", -math.inf), ("softmax/head", math.inf), ("softmax/head", 3e38)])
+def test_the_first_weight_that_is_not_finite_is_named(name, number, run_train, monkeypatch):
+    train_steps = train.Trainer.train
+
+    def poisoned(trainer, num_steps):
+        seconds = train_steps(trainer, num_steps)
+        if trainer.step == 14:
+            for path, weight in list(trainer.state.weights.items())[::-1]:
+                if name in path:
+                    weight.assign(tf.fill(weight.shape, number))
+                    last.append(path)
+        return seconds
+
+    last = []
+    monkeypatch.setattr(train.Trainer, "train", poisoned)
+    with pytest.raises(FloatingPointError) as error:
+        run_train(jit_compile="true" if number > 0 else "false", save_every="1000")
+    assert "\n" not in str(error.value)
+    if number == 3e38:
+        assert re.match(r"the loss of step (15|16|17) is not finite", str(error.value))
+    else:
+        assert str(error.value).startswith(f"the loss of step 15 is not finite (the first such variable is {last[-1]})")
+
+
+@pytest.mark.parametrize("part, where", [("weights", "weight"), ("optimizers", "velocity"), ("memory", "memory")])
+def test_a_state_that_is_not_finite_is_never_saved(part, where, run_train, monkeypatch):
+    folder = run_train(max_steps=10)
+    before, end_line = state_of(folder), train.Trainer.end_line
+
+    def poisoned(trainer):
+        if trainer.step == 21:
+            variables = {"weights": trainer.state.weights, "optimizers": trainer.state.optimizers["weights"], "memory": {"memory": trainer.state.memory}}[part]
+            variable = next(variable for path, variable in variables.items() if where in path or part == "weights")
+            variable.assign(tf.fill(variable.shape, math.nan))
+        return end_line(trainer)
+
+    monkeypatch.setattr(train.Trainer, "end_line", poisoned)
+    with pytest.raises(FloatingPointError, match=rf"what step 21 left is not finite \(the first such variable is \S*{where if part != 'weights' else ''}"):
+        run_train(max_steps=90, save_every="21")
+    assert state_of(folder) == before
+
+
+def test_a_learning_rate_that_is_too_high_is_told(run_train):
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d+ is not finite .*A lower --max_lr or --clipnorm may help"):
+        run_train(max_lr=1e30, warmup_steps=0)
+
+
+def test_an_evaluation_that_is_not_finite_is_named(run_train, monkeypatch):
+    call = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", lambda *arguments: dataclasses.replace(call(*arguments), nll=math.nan))
+    with pytest.raises(FloatingPointError, match="the loss of valid after step 5 is not finite"):
+        run_train(max_steps=5)
 
 
 def test_another_configuration_or_other_data_under_the_same_name_is_refused(run_train, data_dir, tmp_path):
@@ -407,19 +507,32 @@ def test_another_configuration_or_other_data_under_the_same_name_is_refused(run_
     with pytest.raises(InputError, match=r"another configuration \(d_ffn: 16 before, 32 now\): choose another --model_name"):
         run_train(max_steps=3, d_ffn=32)
     other = shutil.copytree(data_dir, tmp_path / "other")
-    metadata = json.loads((other / "metadata.json").read_text())
-    (other / "metadata.json").write_text(json.dumps(metadata | {"corpus": "another"}))
+    files.write_json(other / "metadata.json", data_utils.read_metadata(data_dir) | {"corpus": "another"})
     with pytest.raises(InputError, match="corpus: markov before, another now"):
         run_train(max_steps=3, data_dir=str(other))
     assert (tmp_path / "logs" / "supernet" / "config.json").read_text() == config
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named(run_train, tmp_path):
-    folder = run_train(max_steps=3)
-    shard = next((folder / "checkpoints").glob("*.data-*"))
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot restore logs/supernet/checkpoints/ckpt-3"):
-        run_train(max_steps=5)
+@pytest.mark.parametrize("damaged", ["state.index", "state.data-00000-of-00001", "sha256.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damaged, run_train, capsys):
+    settings = dict(max_steps=40, save_every="10", dropout_rate=0.2)
+    whole, folder = run_train(model_name="whole", **settings), run_train(**settings | {"max_steps": 30})
+    path = folder / "checkpoints" / "30" / damaged
+    path.write_bytes(path.read_bytes()[:-30])
+    capsys.readouterr()
+    run_train(**settings)
+    told = capsys.readouterr().out
+    assert f"{damaged} is damaged" in told and "the checkpoint before is taken" in told and "resumed at step 20" in told
+    assert state_of(folder) == state_of(whole) and events_of(folder / "train")[0]["loss"] == events_of(whole / "train")[0]["loss"]
+    assert Checkpoints(folder / "checkpoints").damage(30) is None  # written anew
+
+
+def test_a_run_none_of_whose_checkpoints_is_whole_is_refused(run_train):
+    folder = run_train(max_steps=20, save_every="10")
+    for path in folder.glob("checkpoints/*/state.index"):
+        path.unlink()
+    with pytest.raises(InputError, match="no checkpoint of logs/supernet can be restored: delete the folder"):
+        run_train(max_steps=40)
 
 
 def test_settings_that_do_not_fit_the_data_are_refused(run_train):

@@ -1,0 +1,158 @@
+"""Kills training, and the making of data, at random moments, and compares the end with that of an undisturbed run.
+
+    python tests/chaos.py --kills=20 --seed=1
+
+Every kill is told. The program ends with status 1 where something differs that must not: any weight, optimizer state, memory,
+total or metric; any curve of TensorBoard but those of speed; any byte of the data.
+"""
+
+import argparse
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from conftest import PROJECT, write_corpus
+
+import data_utils
+import tensorflow as tf
+
+DATA_FLAGS = ["--input_dir=corpus", "--vocab_size=120", "--batch_size=4", "--seq_len=8", "--shards=2"]
+TRAIN_FLAGS = ["--data_dir=data", "--model_name=run", "--num_layers=2", "--d_model=8", "--num_heads=2", "--d_ffn=16", "--mem_len=6",
+               "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20", "--dropout_rate=0.2", "--log_every=7", "--save_every=40"]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+def start(folder: Path, program: str, *given: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-u", PROJECT / program, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen):
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def kill(process: subprocess.Popen, number: signal.Signals, begun: str, rng: random.Random, longest: float) -> bool:
+    """Sends a signal at a random moment of the `longest` seconds after a line that begins with `begun`, now and then before it.
+
+    Returns:
+      Whether the process was still there.
+    """
+    if rng.random() < 0.2:
+        time.sleep(rng.uniform(0, 4))
+    else:
+        for line in process.stdout:
+            if line.startswith(begun):
+                break
+        time.sleep(rng.uniform(0, longest))
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode != 0
+
+
+def events_of(folder: Path) -> tuple[dict, dict]:
+    """{tag: {step: value}} of the scalars, and {tag: [steps]} of everything else, of a folder's TensorBoard events."""
+    scalars, others = {}, {}
+    for path in sorted(folder.glob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor)
+                if content.shape == () and value.metadata.plugin_data.plugin_name == "scalars":
+                    assert event.step not in scalars.setdefault(value.tag, {}), f"{value.tag} twice at step {event.step}"
+                    scalars[value.tag][event.step] = float(content)
+                else:
+                    others.setdefault(value.tag, []).append(event.step)
+    return scalars, others
+
+
+def state_of(folder: Path) -> dict:
+    """Every number of the last checkpoint of a run but the seconds, as bytes."""
+    last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    reader = tf.train.load_checkpoint(str(last / "state"))
+    state = {name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): reader.get_tensor(name)
+             for name in reader.get_variable_to_shape_map() if "_CHECKPOINTABLE" not in name}
+    totals = {name: state[name][:2] for name in ("line", "epoch", "run")}
+    return {name: value.tobytes() for name, value in (state | totals).items()}
+
+
+def differences(whole: Path, killed: Path) -> list[str]:
+    """What differs between two runs that must not."""
+    found = []
+    one, other = state_of(whole), state_of(killed)
+    found += [f"checkpoint: {name}" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, killed)]
+    found += [f"results: {name}" for name in results[0] if name not in ("wall_seconds", "tokens_per_second", "checksum") and results[0][name] != results[1][name]]
+    for split in ("train", "valid"):
+        (scalars, others), (killed_scalars, killed_others) = (events_of(folder / split) for folder in (whole, killed))
+        scalars.pop("training/tokens_per_second", None), killed_scalars.pop("training/tokens_per_second", None)
+        found += [f"{split}: {tag}" for tag in sorted(scalars.keys() | killed_scalars.keys()) if scalars.get(tag) != killed_scalars.get(tag)]
+        found += [f"{split}: {tag}" for tag in sorted(others.keys() | killed_others.keys()) if others.get(tag) != killed_others.get(tag)]
+    return found
+
+
+def disturb_training(folder: Path, kills: int, seed: int) -> list[str]:
+    """Trains twice in a folder that holds `data`, once undisturbed and once killed so often. Returns the differences."""
+    rng, given = random.Random(seed), [*TRAIN_FLAGS, f"--epochs={6 * kills}"]
+    for name in ("whole", "killed"):
+        (folder / name).mkdir()
+        (folder / name / "data").symlink_to(folder / "data")
+    finish(start(folder / "whole", "train.py", *given))
+    log = folder / "killed" / "logs" / "run" / "training_log.log"
+    for number in range(kills):
+        name = SIGNALS[number % len(SIGNALS)]
+        process = start(folder / "killed", "train.py", *given)
+        if not kill(process, name, "epoch ", rng, longest=8):
+            print("the run has ended before all kills")
+            break
+        steps = re.findall(r" step (\d[\d,]*)", log.read_text()) if log.exists() else []
+        print(f"kill {number + 1}: {name.name}, exit {process.returncode}, after step {steps[-1] if steps else 0}", flush=True)
+        assert process.returncode in (EXIT_CODES[name], -name), f"{name.name} ends with {process.returncode}"
+    finish(start(folder / "killed", "train.py", *given))
+    return differences(folder / "whole" / "logs" / "run", folder / "killed" / "logs" / "run")
+
+
+def disturb_data(folder: Path, kills: int, seed: int) -> list[str]:
+    """Makes data in a folder that holds `corpus`, undisturbed, and then anew in place of old data, killed so often.
+
+    Returns:
+      The files that differ in the end.
+    """
+    rng, old, output_dir = random.Random(seed), folder / "old", folder / "killed_data"
+    finish(start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={folder / 'data'}"))
+    finish(start(folder, "data_utils.py", *DATA_FLAGS, "--batch_size=2", f"--output_dir={old}"))
+    for number in range(kills):
+        shutil.rmtree(output_dir, ignore_errors=True)
+        shutil.copytree(old, output_dir)
+        kill(start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={output_dir}"), signal.SIGKILL, "corpus", rng, longest=1.2)
+        batch_size = data_utils.read_metadata(output_dir)["batch_size"] if output_dir.exists() else None
+        print(f"kill {number + 1}: the data are", {2: "the old", 4: "the new", None: "not there"}[batch_size], flush=True)
+    finish(start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={output_dir}"))
+    one, other = ({path.relative_to(made): path.read_bytes() for path in made.rglob("*") if path.is_file()} for made in (folder / "data", output_dir))
+    return [str(name) for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how often each is killed")
+    parser.add_argument("--seed", type=int, help="of the moments (default: different each time)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_corpus(folder / "corpus")
+        for disturb in (disturb_data, disturb_training):
+            print(disturb.__name__)
+            if found := disturb(folder, given.kills, given.seed):
+                sys.exit("differences: " + ", ".join(found))
+            print("no difference")
+
+
+if __name__ == "__main__":
+    main()
