@@ -9,6 +9,13 @@ import sys
 from absl import app, flags, logging
 
 flags.disclaim_key_flags()  # `define_integers` defines the flags of the module that calls it, not of this one
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported; below 3 it tells that there is no GPU
+
+# What ends a program from outside, by the names of the errors that Python and TensorFlow have for it.
+FAILURES = {
+    "MemoryError": "not enough memory", "ResourceExhaustedError": "not enough memory",
+    "DataLossError": "a file was damaged while it was in use", "NotFoundError": "a file vanished while it was in use",
+}
 
 
 class InputError(ValueError):
@@ -58,7 +65,8 @@ def quiet():
 def run(main):
     """Runs `main(argv)` with parsed absl flags.
 
-    Bad flags, bad input and file errors exit with status 1 and one line; SIGINT with 130, and SIGTERM where it is handled with 143.
+    Bad flags, bad input, file errors and the other `FAILURES` exit with status 1 and one line; SIGINT with 130, and SIGTERM where it
+    is handled with 143.
     """
 
     def parse(argv):
@@ -69,6 +77,9 @@ def run(main):
             sys.exit("error: " + re.sub(r"^flag --(\w+)=None: .* other than None\.$", r"--\1 is missing", message))
         if rest[1:]:
             sys.exit(f"error: '{rest[1]}' is not a flag (flags are written --name=value; --help lists them)")
+        for name, value in flags.FLAGS.flag_values_dict().items():
+            if type(value) is int and abs(value) >= 2**31 or type(value) is float and value and not 1e-37 < abs(value) < 1e38:
+                sys.exit(f"error: --{name}={value} is out of range")  # of int32 or float32
         return rest
 
     def guarded(argv):
@@ -79,9 +90,20 @@ def run(main):
         except KeyboardInterrupt as interrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT))
+        except Exception as error:
+            if type(error).__name__ not in FAILURES:
+                raise
+            sys.exit(f"error: {FAILURES[type(error).__name__]} ({reason(error)})")
 
     logging.set_verbosity(logging.WARNING)  # not every checkpoint written
     app.run(guarded, flags_parser=parse)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line, without the places in a graph that TensorFlow adds."""
+    places = ("Graph execution error", "Detected at node", '  File "', "\t [[")
+    text = " ".join(line for line in str(error).splitlines() if not line.startswith(places))
+    return re.sub(r"\{\{.*?\}\}+|\[Op:.*", "", " ".join(text.split())).strip()
 
 
 def define_integers(name: str, default: str, help: str):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Iterable, Iterator
 
+import cli
 from cli import InputError
 
 
@@ -79,5 +80,4 @@ def named(path: Path) -> Iterator[None]:
 
         if not isinstance(error, (OSError, tf.errors.OpError)):
             raise
-        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
-        raise OSError(f"cannot write {path}: {reason}") from None
+        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or cli.reason(error)}") from None

@@ -89,7 +89,7 @@ def define_flags():
     flags.DEFINE_integer("top_k", None, "draw from so many of the likeliest tokens", lower_bound=1)
     flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens that together have this probability")
     flags.DEFINE_integer("num_samples", 1, "continuations of each prompt; a later one has the seed after the one before", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "the same seed writes the same text", lower_bound=0, upper_bound=2**31 - 1)
+    flags.DEFINE_integer("seed", 0, "the same seed writes the same text", lower_bound=0)
     flags.register_validator("temperature", lambda value: value == 0 or 0.001 <= value <= 1000, "must be 0, or lie between 0.001 and 1000")
     flags.register_validator("top_p", lambda value: 0 < value <= 1, "must be above 0, and 1 at most")
 
@@ -125,7 +125,7 @@ def main(_):
             raise InputError("the prompt is empty: there is nothing to continue")
         for sample in range(FLAGS.num_samples):
             print(prompt, end="", flush=True)
-            for token in writer.write(tokens, FLAGS.num_tokens, FLAGS.seed + sample):
+            for token in writer.write(tokens, FLAGS.num_tokens, (FLAGS.seed + sample) % 2**31):
                 print("\n" if token == EOS else tokenizer.id_to_piece(token).replace("▁", " "), end="", flush=True)
             print()
 
