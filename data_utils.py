@@ -142,7 +142,7 @@ def write_stream(text: Path, tokenizer, add_eos: bool, stream: Path) -> np.ndarr
     counts = np.zeros(int(tokenizer.vocab_size()), np.int64)
     with files.named(stream), open(stream, "wb") as file:
         for tokens in dataset.as_numpy_iterator():
-            tokens.tofile(file)
+            file.write(tokens.tobytes())
             counts += np.bincount(tokens, minlength=len(counts))
     return counts
 
@@ -228,7 +228,7 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
         folder.mkdir()
         if sp_model_prefix:
             for suffix in (".model", ".vocab"):
-                shutil.copy(sp_model_prefix + suffix, folder / f"tokenizer{suffix}")
+                files.write_whole(folder / f"tokenizer{suffix}", Path(sp_model_prefix + suffix).read_bytes())
         else:
             print(f"training a tokenizer of {vocab_size:,} pieces")
             train_tokenizer(corpus.paths["train"], folder / "tokenizer", vocab_size, lowercase)
@@ -273,7 +273,8 @@ def _workspace(output_dir: Path) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
     clear()
-    workspace.mkdir(parents=True)
+    with files.named(workspace):
+        workspace.mkdir(parents=True)
     try:
         yield workspace
     finally:

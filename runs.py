@@ -258,6 +258,7 @@ class _LogFile(logging.FileHandler):
 
     def __init__(self, path: Path):
         super().__init__(path)
+        self._path = path
         try:
             fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -265,8 +266,16 @@ class _LogFile(logging.FileHandler):
         except OSError:  # some network file systems have no locks
             pass
 
+    def emit(self, record):
+        with files.named(self._path):
+            super().emit(record)
+
     def handleError(self, record):
         raise
+
+    def close(self):
+        with contextlib.suppress(OSError):  # of a line that could not be written, which has been told
+            super().close()
 
 
 def _open_log(path: Path) -> logging.Logger:

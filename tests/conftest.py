@@ -1,6 +1,7 @@
 """What the tests share: a tiny corpus, the data made of it, and a search trained on them."""
 
 import functools
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -64,6 +65,19 @@ def train_in(folder: Path, **settings) -> Path:
         finally:
             keras.config.set_dtype_policy("float32")
     return folder / "logs" / settings.get("model_name", "supernet")
+
+
+def when_called(patch, place, count, act):
+    """Lets the `count`-th call of a place in the program begin with `act()`."""
+    owner, name = place
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*arguments, **settings):
+        if next(calls) == count:
+            act()
+        return original(*arguments, **settings)
+
+    patch.setattr(owner, name, call)
 
 
 @pytest.fixture

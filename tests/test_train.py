@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -23,7 +22,7 @@ import train
 from checkpoints import Checkpoints
 from cli import InputError
 from chaos import differences, events_of, state_of
-from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE
+from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, when_called
 from evaluate import Evaluator
 from runs import Run, TrainedRun
 
@@ -75,19 +74,6 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
         assert part in log, part
     console = capsys.readouterr().out
     assert "epoch 2 of 2" in console and "loss" in console and "valid  loss" in console and "Total params" not in console
-
-
-def when_called(patch, place, count, act):
-    """Lets the `count`-th call of a place in the program begin with `act()`."""
-    owner, name = place
-    original, calls = getattr(owner, name), itertools.count(1)
-
-    def call(*arguments, **settings):
-        if next(calls) == count:
-            act()
-        return original(*arguments, **settings)
-
-    patch.setattr(owner, name, call)
 
 
 @pytest.mark.parametrize("number, word", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, cli.Terminated)], ids=["SIGINT", "SIGTERM"])
