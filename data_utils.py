@@ -384,8 +384,16 @@ def define_flags():
 def main(_):
     FLAGS = flags.FLAGS
     output_dir = Path(FLAGS.output_dir)
-    if FLAGS.sp_model_prefix and (FLAGS["vocab_size"].present or FLAGS["lowercase"].present):
-        raise InputError("--sp_model_prefix brings its own vocabulary and case: leave --vocab_size and --lowercase out")
+    refused = {
+        "--sp_model_prefix brings its own vocabulary and case": ["vocab_size", "lowercase"] if FLAGS.sp_model_prefix else [],
+        "your own text is the corpus": ["corpus"] if FLAGS.input_text or FLAGS.input_dir else [],
+        "only --input_text is split": [] if FLAGS.input_text else ["valid_fraction", "test_fraction"],
+    }
+    for reason, names in refused.items():
+        if given := [f"--{name}" for name in names if FLAGS[name].present]:
+            raise InputError(f"{reason}: leave {' and '.join(given)} out")
+    if FLAGS.sp_model_prefix:
+        load_tokenizer(Path(FLAGS.sp_model_prefix + ".model"))
     with tempfile.TemporaryDirectory() as temporary:
         if FLAGS.input_text:
             corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction, Path(temporary))

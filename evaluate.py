@@ -208,8 +208,9 @@ def define_flags():
 
 def main(_):
     FLAGS = flags.FLAGS
-    if FLAGS.text and FLAGS["split"].present:
-        raise InputError("--text and --split exclude each other")
+    for flag in ("split", "data_dir"):
+        if FLAGS.text and FLAGS[flag].present:
+            raise InputError(f"--text and --{flag} exclude each other")
     reports = []
     for folder in map(Path, FLAGS.run):
         report = evaluate_run(TrainedRun(folder), FLAGS.split, FLAGS.text and Path(FLAGS.text), FLAGS.checkpoint, FLAGS.data_dir and Path(FLAGS.data_dir),

@@ -91,7 +91,7 @@ def test_mistakes_end_in_one_line(project):
         (["--input_text=empty.txt"], "empty.txt is missing or empty"),
         (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
-        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size and --lowercase out"),
+        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
         (["--input_text=latin.txt"], "latin.txt is not UTF-8: line 2"),
         (["--input_text=short.txt", "--vocab_size=11"], "train part of short.txt is too short"),
         (["--corpus=wikitext-2"], "cannot download WikiText-2"),
