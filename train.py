@@ -76,7 +76,7 @@ flags.register_multi_flags_validator(["search", "arch_share"], lambda f: f["sear
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name), "must be letters, digits, '_', '-' and '.'")
 flags.register_multi_flags_validator(["tau_end", "tau_is_trainable"], lambda f: not f["tau_is_trainable"] or f["tau_end"] == TAU_END.default,
                                      "--tau_is_trainable learns the temperature: --tau_end would have no effect")
-flags.register_multi_flags_validator(["proj_factor", "proj_dims"], lambda f: not f["proj_dims"] or f["proj_factor"] == PROJ_FACTOR.default,
+flags.register_multi_flags_validator(["proj_factor", "proj_dims"], lambda f: not cli.integers(f["proj_dims"]) or f["proj_factor"] == PROJ_FACTOR.default,
                                      "--proj_dims says the widths: --proj_factor would have no effect")
 flags.register_multi_flags_validator(["d_model", "num_heads"], lambda f: f["d_model"] % f["num_heads"] == 0,
                                      "--d_model must be divisible by --num_heads")

@@ -8,6 +8,7 @@ total or metric; any curve of TensorBoard but those of speed; any byte of the da
 
 import argparse
 import json
+import math
 import random
 import re
 import shutil
@@ -98,9 +99,13 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return found
 
 
-def disturb_training(folder: Path, kills: int, seed: int) -> list[str]:
-    """Trains twice in a folder that holds `data`, once undisturbed and once killed so often. Returns the differences."""
-    rng, given = random.Random(seed), [*TRAIN_FLAGS, f"--epochs={6 * kills}"]
+def disturb_training(folder: Path, kills: int, seed: int, longest: float = 8) -> list[str]:
+    """Trains twice in a folder that holds `data`, once undisturbed and once killed so often, each time after so many seconds at the longest.
+
+    Returns:
+      What differs in the end.
+    """
+    rng, given = random.Random(seed), [*TRAIN_FLAGS, f"--epochs={math.ceil(0.75 * longest * kills)}"]
     for name in ("whole", "killed"):
         (folder / name).mkdir()
         (folder / name / "data").symlink_to(folder / "data")
@@ -109,7 +114,7 @@ def disturb_training(folder: Path, kills: int, seed: int) -> list[str]:
     for number in range(kills):
         name = SIGNALS[number % len(SIGNALS)]
         process = start(folder / "killed", "train.py", *given)
-        if not kill(process, name, "epoch ", rng, longest=8):
+        if not kill(process, name, "epoch ", rng, longest):
             print("the run has ended before all kills")
             break
         steps = re.findall(r" step (\d[\d,]*)", log.read_text()) if log.exists() else []

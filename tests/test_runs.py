@@ -1,9 +1,14 @@
+import re
+
 import numpy as np
+import pytest
 from absl.testing import flagsaver
 
 import data_utils
 import train
-from conftest import TINY
+from chaos import events_of
+from cli import InputError
+from conftest import PROJECT, TINY
 from runs import Run, TrainedRun
 
 
@@ -53,3 +58,38 @@ def test_a_network_has_every_weight_and_the_temperature_of_its_checkpoint(search
 def test_a_run_keeps_the_tokenizer_of_its_data(search_run, data_dir):
     for name in ("tokenizer.model", "tokenizer.vocab"):
         assert (search_run / name).read_bytes() == (data_dir / name).read_bytes()
+
+
+def test_a_run_that_goes_on_elsewhere_is_refused(data_dir, tmp_path):
+    run, _ = open_run(data_dir, tmp_path)
+    with pytest.raises(InputError, match="is being trained by another process"):
+        open_run(data_dir, tmp_path)
+    run.close()
+    open_run(data_dir, tmp_path)[0].close()
+
+
+@pytest.mark.parametrize("torn", [1, 9, 40])
+def test_curves_have_every_step_once_though_the_process_was_killed(torn, data_dir, tmp_path):
+    run, trainer = open_run(data_dir, tmp_path)
+    for step in (1, 2, 3):
+        run.scalars("train", step, {"loss": step})
+        if step == 2:
+            run.save(step)
+    run.close()
+    events, = tmp_path.glob("train/events*")
+    whole = events.read_bytes()
+    events.write_bytes(whole[:-torn])
+    run, trainer = open_run(data_dir, tmp_path)
+    assert run.resumed == 2
+    for step in (3, 4):
+        run.scalars("train", step, {"loss": 10 * step})
+    run.close()
+    assert events_of(tmp_path / "train")[0]["loss"] == {1: 1, 2: 2, 3: 30, 4: 40}
+    assert TrainedRun(tmp_path).scalars("train")["loss"][1].tolist() == [1, 2, 30, 40]
+
+
+def test_nothing_that_is_read_can_be_executed():
+    """No file of the project asks for pickled objects, or makes code of text."""
+    for path in PROJECT.glob("*.py"):
+        found = re.search(r"pickle|(?<![.\w])(eval|exec|compile|__import__)\(|allow_pickle=True|load_model|joblib|torch\.load|yaml\.load|shell=True|os\.system", path.read_text())
+        assert not found, f"{path.name}: {found[0]}"

@@ -544,15 +544,3 @@ def test_a_damaged_configuration_is_named(run_train):
         (folder / "config.json").write_text(damaged)
         with pytest.raises(InputError, match="config.json is damaged"):
             run_train(max_steps=3)
-
-
-@pytest.mark.parametrize("given", [
-    "--model_name=", "--model_name=../x", "--model_name=.", "--d_model=10 --num_heads=4", "--num_layers=0", "--architecture=", "--mem_len=-1", "--d_ffn=-5", "--epochs=0",
-    "--cutoffs=a", "--dropout_rate=1.5", "--opt_name=newton", "--jit_compile=maybe", "--clipvalue=1 --clipnorm=1", "--tau_end=0", "--seed=-1",
-    "--arch_share=0.3", "--search=alternating --arch_share=1", "--search=alternating --arch_share=0", "--architecture=ad --arch_lr_factor=-1",
-    "--no_such_flag=1", "word"])
-def test_bad_flags_end_in_one_line_and_status_1(given, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py", *given.split()])
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-        cli.run(train.main)
-    assert isinstance(end.value.code, str) and end.value.code.startswith("error: ") and "\n" not in end.value.code

@@ -1,0 +1,57 @@
+import signal
+import sys
+
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+
+import cli
+
+
+@pytest.fixture
+def end_of(monkeypatch):
+    """A function that gives the exit status, or the last line, of a command whose `main` raises an error."""
+    def end_of(error, *arguments):
+        def main(_):
+            raise error
+
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            cli.run(main)
+        return end.value.code
+
+    return end_of
+
+
+@pytest.mark.parametrize("error, line", [
+    (cli.InputError("no such thing"), "error: no such thing"),
+    (OSError(28, "No space left on device", "here"), "error: [Errno 28] No space left on device: 'here'"),
+    (FloatingPointError("not finite"), "error: not finite"),
+    (MemoryError("9 GiB"), "error: not enough memory (9 GiB)"),
+    (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\n\t [[{{node x}}]]\nGraph execution error"), "error: not enough memory (OOM when allocating)"),
+    (tf.errors.DataLossError(None, None, "corrupted record"), "error: a file was damaged while it was in use (corrupted record)"),
+    (tf.errors.NotFoundError(None, None, "train/0; No such file"), "error: a file vanished while it was in use (train/0; No such file)"),
+    (KeyboardInterrupt(), 130), (cli.Terminated(), 143)], ids=lambda value: type(value).__name__)
+def test_a_failure_is_told_in_one_line_or_by_the_status(error, line, end_of):
+    assert end_of(error) == line
+
+
+def test_a_mistake_of_the_program_is_no_mistake_of_the_user(end_of):
+    with pytest.raises(ZeroDivisionError):
+        end_of(ZeroDivisionError())
+
+
+@pytest.mark.parametrize("argument", ["--no_such_flag=1", "word", "--d_model", "--d_model=2147483648", "--max_lr=1e38", "--max_lr=nan"])
+def test_what_is_no_flag_and_no_number_is_refused_before_the_command_begins(argument, end_of):
+    code = end_of(AssertionError("begun"), argument)
+    assert code.startswith("error: ") and "\n" not in code and argument.split("=")[0].strip("-") in code
+
+
+def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with cli.uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("within")
+        done.append("after")
+    assert done == ["within"]
