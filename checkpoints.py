@@ -6,6 +6,7 @@ What became of a file later, torn, truncated or with a bit turned, its SHA-256 t
 
 import shutil
 from pathlib import Path
+from typing import Callable
 
 import tensorflow as tf
 
@@ -81,6 +82,25 @@ class Checkpoints:
             state.read(str(path)).assert_existing_objects_matched().expect_partial()
         except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
             raise InputError(f"cannot restore {path}: {str(error).splitlines()[0]}") from None
+
+    def restore_last(self, state: tf.train.Checkpoint, tell: Callable[[str], None]) -> int | None:
+        """Restores the last checkpoint that is as it was written, and tells of those that are not.
+
+        Returns:
+          Its step; None where there is no checkpoint at all.
+
+        Raises:
+          InputError: none can be restored.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            if damage := self.damage(step):
+                tell(f"{damage}: the checkpoint before is taken")
+                continue
+            self.restore(state, step)
+            return step
+        if steps:
+            raise InputError(f"no checkpoint in {self._folder} can be restored: delete {self._folder.parent} to train from the start")
 
     def _superfluous(self, step: int) -> list[int]:
         """The checkpoints to remove when that of `step` has been written: all but the last few, and those of later steps, which

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from typing import Iterator
 
 from absl import app, flags, logging
 
@@ -15,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when i
 FAILURES = {
     "MemoryError": "not enough memory", "ResourceExhaustedError": "not enough memory",
     "DataLossError": "a file was damaged while it was in use", "NotFoundError": "a file vanished while it was in use",
+    "UnavailableError": "another worker has ended or cannot be reached: start all of them again, and they go on from the last checkpoint",
 }
 
 
@@ -26,6 +28,9 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which then takes the way of SIGINT: a cluster asks for what a user asks for with Ctrl-C."""
 
 
+INTERRUPTS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
 def handle_sigterm():
     """Lets SIGTERM raise `Terminated` from here on."""
     def terminate(number, frame):
@@ -35,12 +40,12 @@ def handle_sigterm():
 
 
 @contextlib.contextmanager
-def uninterrupted():
-    """A block that SIGINT and SIGTERM do not break into: they take effect at its end."""
+def uninterrupted() -> Iterator[list[int]]:
+    """A block that SIGINT and SIGTERM do not break into: they wait in the list that it is given, or else take effect at its end."""
     waiting = []
     handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield waiting
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

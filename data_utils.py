@@ -319,11 +319,15 @@ def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:
     return sorted(data_dir / name for name in metadata["sha256"] if name.startswith(f"{split}/"))
 
 
-def load_windows(data_dir: Path, split: str, metadata: dict) -> tf.data.Dataset:
-    """The windows of a split in order, int32 [B, T + 1]."""
-    shape = [metadata["batch_size"], metadata["seq_len"] + 1]
+def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0, num_rows: int | None = None) -> tf.data.Dataset:
+    """The windows of a split in order, int32 [B, T + 1]; or of each only `num_rows` rows from one on."""
+    width, rows = metadata["seq_len"] + 1, num_rows or metadata["batch_size"]
     paths = [str(path) for path in _records(data_dir, split, metadata)]
-    return tf.data.TFRecordDataset(paths).map(lambda record: tf.reshape(tf.io.decode_raw(record, tf.int32), shape))
+
+    def window(record):
+        return tf.reshape(tf.io.decode_raw(tf.strings.substr(record, 4 * width * first_row, 4 * width * rows), tf.int32), [rows, width])
+
+    return tf.data.TFRecordDataset(paths).map(window)
 
 
 def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:

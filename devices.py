@@ -1,5 +1,6 @@
 """What a command runs on: the threads of the CPU, the memory of a GPU, the precision of products, the replicas."""
 
+import json
 import os
 
 import cli
@@ -7,6 +8,8 @@ import cli
 with cli.quiet():
     import keras
     import tensorflow as tf
+
+from cli import InputError
 
 # The branches of a block run side by side, each on half of the cores: faster than one after the other on all of them.
 # (TensorFlow reads this when it first computes something, not when it is imported.)
@@ -29,8 +32,54 @@ def prepare(mixed_precision: bool) -> tuple[str, bool]:
     return name, bool(gpus)
 
 
-def split_rows(value, axis: int = 0):
-    """Gives each replica of the strategy in force its rows of a tensor, which lie along `axis`."""
-    strategy = tf.distribute.get_strategy()
+def strategy(distribute: str) -> tf.distribute.Strategy:
+    """The replicas that train together: TensorFlow's default strategy for one, or as many as there are GPUs, here or on all the
+    machines that the environment variable TF_CONFIG names.
+
+    Args:
+      distribute: `none`, `mirrored` (the devices of this machine), `multi_worker` (TF_CONFIG), or `auto`, whichever fits.
+
+    Raises:
+      InputError: there is no TF_CONFIG that tells the machines.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if distribute == "auto":
+        distribute = "multi_worker" if "TF_CONFIG" in os.environ else "mirrored" if len(gpus) > 1 else "none"
+    if distribute == "none":
+        return tf.distribute.get_strategy()
+    if distribute == "mirrored":
+        return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("GPU" if gpus else "CPU")])
+    try:
+        workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+        tf.distribute.cluster_resolver.TFConfigClusterResolver().task_id + len(workers)
+    except (KeyError, TypeError, ValueError):
+        raise InputError("--distribute=multi_worker needs the environment variable TF_CONFIG, such as "
+                         '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}') from None
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes."""
+    return strategy.extended.should_checkpoint
+
+
+def split_rows(strategy: tf.distribute.Strategy, value, axis: int = 0):
+    """Gives each replica its rows of a tensor, which lie along `axis`."""
     parts = tf.split(value, strategy.num_replicas_in_sync, axis=axis)
-    return strategy.experimental_distribute_values_from_function(lambda context: parts[context.replica_id_in_sync_group])
+    rows = strategy.experimental_distribute_values_from_function(lambda context: parts[context.replica_id_in_sync_group])
+    own = strategy.experimental_local_results(rows)
+    return rows if len(own) > 1 else own[0]  # as `strategy.run` gives it back where there is one replica
+
+
+@tf.function
+def gather_rows(strategy: tf.distribute.Strategy, rows, axis: int = 0):
+    """The whole of what each replica has its rows of, on every worker."""
+    return strategy.gather(rows, axis)
+
+
+def greatest(strategy: tf.distribute.Strategy, *numbers: float) -> list[float]:
+    """Each number, the greatest that any worker gives for it. All workers must call this at the same point of the program."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return list(numbers)
+    own = strategy.num_replicas_in_sync * [tf.constant([numbers], tf.float64)]  # [1, numbers] each
+    return gather_rows(strategy, split_rows(strategy, tf.concat(own, axis=0))).numpy().max(axis=0).tolist()

@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 from absl import flags
@@ -38,15 +39,17 @@ def window_nll(model, window, memory, filled, tau, draws=None):
       memory, filled, tau, draws: as the model takes them.
 
     Returns:
-      The negative log-likelihood of each target, float32 [B, T], 0 for padding; which targets are none, but padding, are 0
-      and all others 1, float32 [B, T]; and the next memory.
+      The negative log-likelihood of each target, float32 [B, T], 0 for padding; and the next memory.
     """
-    window = tf.ensure_shape(window, [memory.shape[1], window.shape[1]])  # a replica's part of a batch forgets its size
     inputs, targets = window[:, :-1], window[:, 1:]  # [B, T]
     hidden, memory = model(inputs, memory, filled=filled, tau=tau, draws=draws)
     nll = model.softmax(tf.reshape(hidden, [-1, hidden.shape[-1]]), tf.reshape(targets, [-1]))  # [B T]
-    real = tf.cast(targets != data_utils.PAD, tf.float32)  # [B, T]
-    return tf.reshape(nll, targets.shape) * real, real, memory
+    return tf.reshape(nll, targets.shape) * real_targets(window), memory
+
+
+def real_targets(window):
+    """Which targets of a window [B, T + 1] are tokens, 1, and which are padding, 0: float32 [B, T]."""
+    return tf.cast(window[:, 1:] != data_utils.PAD, tf.float32)
 
 
 def filled_memory(model, window, number):
@@ -64,35 +67,44 @@ class Score:
 
 
 class Evaluator:
-    """Scores texts with a network, without noise, on every replica of the strategy in force.
+    """Scores texts with a network, without noise.
 
     Args:
       model: the network.
       jit_compile: compile with XLA.
+      strategy: whose replicas share the rows; None for one device.
     """
 
-    def __init__(self, model, jit_compile: bool):
-        self._model, self._strategy = model, tf.distribute.get_strategy()
+    def __init__(self, model, jit_compile: bool, strategy: tf.distribute.Strategy | None = None):
+        self._model, self._strategy = model, strategy or tf.distribute.get_strategy()
         self._compiled = tf.function(self._window, jit_compile=jit_compile or None)
 
-    def __call__(self, stream: np.ndarray, batch_size: int, seq_len: int, tau: float) -> Score:
-        """Scores the tokens of a stream [N], in as many rows side by side as `batch_size` says."""
+    def __call__(self, stream: np.ndarray, batch_size: int, seq_len: int, tau: float, between: Callable[[], None] = lambda: None) -> Score:
+        """Scores the tokens of a stream [N], in as many rows side by side as `batch_size` says; calls `between` after each window."""
         lead = self._model.num_memories * -(-self._model.mem_len // seq_len)  # a memory reaches so many windows back, through all blocks
-        memory = devices.split_rows(self._model.empty_memory(batch_size), axis=1)  # [A, B, M, D]
+        memory = devices.split_rows(self._strategy, self._model.empty_memory(batch_size), axis=1)  # [A, B, M, D]
         score = Score(0.0, 0, [])
         for number, (window, scored) in enumerate(data_utils.scoring_windows(stream, batch_size, seq_len, lead)):
             start = time.perf_counter()
-            rows = devices.split_rows(tf.constant(window)), devices.split_rows(tf.constant(scored, tf.float32)[:, None])
-            nll, targets, memory = self._strategy.run(self._compiled, args=(*rows, memory, tf.constant(number), tf.constant(tau)))
-            score.nll += float(self._strategy.reduce("sum", nll, axis=None))
-            score.targets += int(self._strategy.reduce("sum", targets, axis=None))
+            rows = [devices.split_rows(self._strategy, tf.constant(part)) for part in (window, scored.astype(np.float32)[:, None])]
+            sums, memory = self._everywhere(*rows, memory, tf.constant(number), tf.constant(tau))
+            nll, targets = sums.numpy().tolist()
+            score.nll += nll
+            score.targets += int(targets)
             score.seconds.append(time.perf_counter() - start)
+            between()
         return score
 
+    @tf.function
+    def _everywhere(self, *arguments):
+        """`_window` on every replica, the sums of all together."""
+        sums, memory = self._strategy.run(lambda *own: self._compiled(*own), args=arguments)
+        return self._strategy.reduce("sum", sums, axis=None), memory
+
     def _window(self, window, scored, memory, number, tau):
-        """One window on one replica. Returns the loss and the number of the targets in rows to be scored, and the next memory."""
-        nll, real, memory = window_nll(self._model, window, memory, filled_memory(self._model, window, number), tau)
-        return tf.reduce_sum(nll * scored), tf.reduce_sum(real * scored), memory
+        """One window on one replica. Returns the loss and the number of the targets in rows to be scored, [2], and the next memory."""
+        nll, memory = window_nll(self._model, window, memory, filled_memory(self._model, window, number), tau)
+        return tf.stack([tf.reduce_sum(nll * scored), tf.reduce_sum(real_targets(window) * scored)]), memory
 
 
 def metrics(loss: float, text: dict) -> dict:

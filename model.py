@@ -19,41 +19,44 @@ KINDS = ("attention", "dense", "identity")
 SEARCH = "search"
 LETTERS = {kind[0]: kind for kind in (*KINDS, SEARCH)}  # an architecture may be written with a letter for each block
 MASKED = -1e9  # added to a score that must not count
+PHILOX_HALVES = 8  # 16-bit numbers that one count of Philox gives
 
 
 class Draws:
     """Random numbers keyed by (seed, step, place): the same key always gives the same numbers, compiled or not.
 
-    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as key; step, replica and place
-    are the upper half of its counter, and the numbers of one draw run through the lower half.
+    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as key; step and place are the upper
+    half of its counter, and the numbers of one draw run through the lower half. Where a batch is cut into shares, for replicas
+    or one after another, each draws its part of what the whole batch would draw.
 
     Args:
       seed: below 2^31.
       step: of training, an integer tensor below 2^31.
-      replica, replicas: which of how many synchronous replicas draws; only what must differ between them takes it.
+      share, shares: which of how many equal shares of the rows of a batch this is.
     """
 
-    def __init__(self, seed: int, step, replica=0, replicas: int = 1):
-        self._seed, self._step, self._replica, self._replicas = seed, tf.cast(step, tf.int64), tf.cast(replica, tf.int64), replicas
+    def __init__(self, seed: int, step, share=0, shares: int = 1):
+        self._seed, self._step, self._share, self._shares = seed, tf.cast(step, tf.int64), tf.cast(share, tf.int64), shares
 
     def gumbel(self, shape):
-        """Gumbel(0, 1) noise, float32; the same on all replicas, which must agree on the architecture."""
-        uniform = (tf.cast(self._bits(shape, place=0, replica=0), tf.float64) + 0.5) / 2**32
+        """Gumbel(0, 1) noise, float32; the same for all shares, which must agree on the architecture."""
+        uniform = (tf.cast(self._bits(shape, place=0), tf.float64) + 0.5) / 2**32
         return tf.cast(-tf.math.log(-tf.math.log(uniform)), tf.float32)
 
     def gumbel_rows(self, rows: int, shape):
-        """Gumbel(0, 1) noise for each row of a batch, float32 [rows, *shape]: this replica's part of what one alone would draw."""
-        return tf.gather(self.gumbel([self._replicas, rows, *shape]), self._replica)
+        """Gumbel(0, 1) noise for each row of this share, float32 [rows, *shape]."""
+        return tf.gather(self.gumbel([self._shares, rows, *shape]), self._share)
 
     def keep(self, place: int, shape, rate: float):
         """A dropout mask: boolean, true with probability 1 - `rate`, to 16 bits. Every `place` of the network has its own number."""
         size = math.prod(shape)
-        pairs = self._bits([(size + 1) // 2], place + 1, self._replica)
+        blocks = -(-size // PHILOX_HALVES)  # where this is no division without remainder, shares draw other masks than the whole
+        pairs = self._bits([(size + 1) // 2], place + 1, skip=self._share * blocks)
         bits = tf.reshape(tf.bitcast(pairs, tf.uint16), [-1])[:size]
         return tf.reshape(bits, shape) >= tf.constant(min(round(rate * 2**16), 2**16 - 1), tf.uint16)
 
-    def _bits(self, shape, place, replica):
-        counter = tf.stack([tf.zeros([], tf.int64), self._step * 2**32 + replica * 2**16 + place])
+    def _bits(self, shape, place, skip=0):
+        counter = tf.stack([tf.cast(skip, tf.int64), self._step * 2**32 + place])
         return tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=shape, key=tf.cast([self._seed], tf.uint64), counter=tf.cast(counter, tf.uint64), alg=1, dtype=tf.uint32)  # 1: Philox
 

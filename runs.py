@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Iterator
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -21,7 +22,7 @@ from cli import InputError
 from model import KINDS, LETTERS, PARTransformerXL, by_path
 
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
-FREE_FLAGS = ("data_dir", "max_steps", "log_every", "save_every")
+FREE_FLAGS = ("data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate")
 CHECKPOINTS_KEPT = 3
 READ_BACK = {"flags": ("data_dir", "mem_len", "mixed_precision"),
              "data": ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer_sha256"),
@@ -55,7 +56,7 @@ class Run:
         files.write_json(folder / "config.json", config)
         self._checkpoints, self._best = Checkpoints(folder / "checkpoints", keep=CHECKPOINTS_KEPT), Checkpoints(folder / "best")
         self._best_state = tf.train.Checkpoint(weights=state.weights, tau=state.tau)
-        self.resumed = self._restore()
+        self.resumed = self._checkpoints.restore_last(state, self.say)
         last = -1 if self.resumed is None else self.resumed
         _forget_events(folder / "train", after=last)
         _forget_events(folder / "valid", after=last - int(state.evaluation_due))
@@ -74,6 +75,15 @@ class Run:
             self.heat_map(0, model.pi())
         else:
             self.say(f"resumed at step {self.resumed:,}")
+
+    def begin_epoch(self, text: str, num_steps: int):
+        """Tells of an epoch of so many steps."""
+        self.say(text)
+        self._bar = keras.utils.Progbar(num_steps, stateful_metrics=["loss", "perplexity"])
+
+    def progress(self, done: int, values: dict):
+        """Shows on the console how many steps of the epoch are done, and some numbers."""
+        self._bar.update(done, values.items())
 
     def scalars(self, split: str, step: int, values: dict):
         """Writes numbers to TensorBoard; those of `train` and `valid` share a chart."""
@@ -124,23 +134,26 @@ class Run:
         for handler in self._log.handlers:
             handler.close()
 
-    def _restore(self) -> int | None:
-        """Restores the state from the last checkpoint that is as it was written. Returns its step, None where there is none at all."""
-        steps = self._checkpoints.steps()
-        for step in reversed(steps):
-            if damage := self._checkpoints.damage(step):
-                self.say(f"{damage}: the checkpoint before is taken")
-                continue
-            self._checkpoints.restore(self._state, step)
-            return step
-        if steps:
-            raise InputError(f"no checkpoint of {self.folder} can be restored: delete the folder to train from the start")
-
     @contextlib.contextmanager
     def _events(self, split: str, step: int) -> Iterator[None]:
         """What is recorded in this block goes to the TensorBoard events of a split at a step."""
         with files.named(self.folder / split), self._writers[split].as_default(step):
             yield
+
+
+class Onlooker:
+    """What the workers beside the chief have in place of a `Run`: the same state is restored, and nothing is written or told.
+
+    Args and Raises: as of a `Run`.
+    """
+
+    def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
+        self.resumed = Checkpoints(folder / "checkpoints").restore_last(state, print)
+
+    def __getattr__(self, name):
+        if not hasattr(Run, name) and name not in ("say", "note"):
+            raise AttributeError(name)
+        return lambda *arguments, **settings: None
 
 
 class TrainedRun:

@@ -1,6 +1,7 @@
 """Trains the SuperNet, or a network of fixed architecture, and writes everything about the run to logs/<model_name>.
 
-B batch, T sequence length, M memory length, A blocks with attention, D model width, L blocks, K kinds of layer.
+B batch, T sequence length, M memory length, A blocks with attention, D model width, K kinds of layer,
+R replicas, W weights.
 """
 
 import contextlib
@@ -12,7 +13,9 @@ import math
 import re
 import sys
 import time
+import zlib
 from pathlib import Path
+from typing import Callable, Iterator
 
 import numpy as np
 from absl import flags
@@ -27,9 +30,9 @@ with cli.quiet():
 import data_utils
 from cli import InputError
 from cutoffs import read_counts
-from evaluate import Evaluator, exp, filled_memory, metrics, window_nll
+from evaluate import Evaluator, exp, filled_memory, metrics, real_targets, window_nll
 from model import KINDS, LETTERS, SEARCH, Block, Draws, PARTransformerXL, by_path, score_bias
-from runs import Run, TrainedRun
+from runs import Onlooker, Run, TrainedRun
 
 DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
@@ -65,6 +68,9 @@ MAX_STEPS = flags.DEFINE_integer("max_steps", None, "stop after so many steps; c
 SEED = flags.DEFINE_integer("seed", 0, "of initial weights, dropout and Gumbel noise", lower_bound=0)
 LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log", lower_bound=1)
 SAVE_EVERY = flags.DEFINE_string("save_every", "10m", "a checkpoint after so many steps, or minutes with an m, besides one after each epoch")
+DISTRIBUTE = flags.DEFINE_enum("distribute", "auto", ["auto", "none", "mirrored", "multi_worker"], "share the rows of a batch among the GPUs of this machine, or "
+                               "of all that TF_CONFIG names; auto: where there are several")
+ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "K, parts of a batch that a device computes one after another, for less memory", lower_bound=1)
 JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "compile the step with XLA; auto: on a GPU")
 MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and loss stay float32")
 
@@ -165,7 +171,18 @@ class FusedAdam(keras.optimizers.Adam):
 def build_optimizer(name: str, learning_rate, variables) -> keras.optimizers.Optimizer:
     """An optimizer of `variables`; `learning_rate` is a function without arguments."""
     kind = FusedAdam if OPT_NAME.value == "adam" else type(keras.optimizers.get(OPT_NAME.value))
-    optimizer = kind(learning_rate=learning_rate, clipvalue=CLIPVALUE.value, clipnorm=CLIPNORM.value, name=name)
+
+    class Clipped(kind):
+        """Clips what all replicas together have as the gradient of a variable. Keras' own clipping is of each replica's part of it."""
+
+        def update_step(self, gradient, variable, learning_rate):
+            if CLIPVALUE.value:
+                gradient = tf.clip_by_value(gradient, -CLIPVALUE.value, CLIPVALUE.value)
+            if CLIPNORM.value:
+                gradient = tf.clip_by_norm(gradient, CLIPNORM.value)
+            super().update_step(gradient, variable, learning_rate)
+
+    optimizer = Clipped(learning_rate=learning_rate, name=name)
     optimizer.build(variables)
     return optimizer
 
@@ -227,16 +244,27 @@ class Trainer:
     Whatever depends on the step (schedules, noise, which window is read, how much of the memory is filled, whether weights or
     architecture learn) depends on the number `state.step` alone; so a run resumes at any step exactly.
 
-    It runs on every replica of the strategy in whose scope it is made; the command makes none, and uses one device.
+    Each of R replicas has the data and the memory of its own rows alone, and computes them in as many shares, one after another,
+    as --accumulate says. Noise, loss and gradient are those of the whole batch, whatever the number of shares S.
 
     Args:
       data_dir: what make_data.sh made.
       metadata: its metadata.
       jit_compile: compile the step with XLA.
+      strategy: whose replicas train; None for one device.
+
+    Raises:
+      InputError: the flags do not suit each other or the data.
     """
 
-    def __init__(self, data_dir: Path, metadata: dict, jit_compile: bool):
+    def __init__(self, data_dir: Path, metadata: dict, jit_compile: bool, strategy: tf.distribute.Strategy | None = None):
         self.metadata, self.jit_compile, self._data_dir = metadata, jit_compile, data_dir
+        self._strategy = strategy or tf.distribute.get_strategy()
+        replicas = self._strategy.num_replicas_in_sync
+        self._shares = replicas * ACCUMULATE.value
+        if metadata["batch_size"] % self._shares:
+            raise InputError(f"{metadata['batch_size']} rows, the --batch_size of the data, cannot be divided among {replicas} device(s), "
+                             f"in --accumulate={ACCUMULATE.value} part(s) each")
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
         self.total_steps = EPOCHS.value * self.steps_per_epoch
         self.last_step = min(MAX_STEPS.value or self.total_steps, self.total_steps)
@@ -244,25 +272,31 @@ class Trainer:
             raise InputError(f"--warmup_steps={WARMUP_STEPS.value} leaves none of the {self.total_steps:,} steps to train the architecture in")
         self._learning_rate_at = learning_rate_schedule(MAX_LR.value, WARMUP_STEPS.value, self.total_steps)
         self._tau_at = tau_schedule(TAU_START.value, TAU_END.value, self.total_steps)
-        self._strategy = tf.distribute.get_strategy()
         with self._strategy.scope():
             self.model = build_model(metadata["vocab_size"], static_shapes=jit_compile)
             self.model.softmax.start_from(read_counts(data_dir / "unigram_counts.txt"))
-            step = tf.Variable(0, dtype=tf.int64)
+            step, latency = tf.Variable(0, dtype=tf.int64), tf.Variable(tf.zeros(len(KINDS)))
             self._groups = self._parameter_groups(step)
-        totals = {since: tf.Variable(tf.zeros([3], tf.float64)) for since in ("line", "epoch", "run")}  # nll, targets, seconds of each
-        memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
-        self.state = tf.train.Checkpoint(
-            weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value),
-            best_loss=tf.Variable(math.inf, dtype=tf.float64), evaluation_due=tf.Variable(False), latency=tf.Variable(tf.zeros(len(KINDS))),
-            optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
+        with tf.device("CPU:0"):  # not on the replicas, which have memory for their own rows alone
+            totals = {since: tf.Variable(tf.zeros([3], tf.float64)) for since in ("line", "epoch", "run")}  # nll, targets, seconds of each
+            memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
+            self.state = tf.train.Checkpoint(
+                weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value),
+                best_loss=tf.Variable(math.inf, dtype=tf.float64), evaluation_due=tf.Variable(False), latency=latency,
+                optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
         self._iterator = self._memory = None  # on the replicas, while training goes on
-        self._update_compiled = tf.function(self._update, jit_compile=jit_compile or None)
-        self._evaluator = Evaluator(self.model, jit_compile)
+        # XLA compiles no communication between replicas: with a strategy it compiles the gradients alone, otherwise the whole step.
+        self._update_compiled = tf.function(self._update, jit_compile=jit_compile and not strategy or None)
+        self._gradients_compiled = tf.function(self._gradients, jit_compile=jit_compile or None)
+        self._evaluator = Evaluator(self.model, jit_compile, self._strategy)
 
     @property
     def step(self) -> int:
         return int(tf.convert_to_tensor(self.state.step))
+
+    def greatest(self, *numbers: float) -> list[float]:
+        """Each number, the greatest that any worker gives for it; all workers must call this at the same point."""
+        return devices.greatest(self._strategy, *numbers)
 
     @property
     def learning_rate(self) -> float:
@@ -280,7 +314,7 @@ class Trainer:
         """
         if self._iterator is None:
             self._iterator = iter(self._windows(first=self.step % self.steps_per_epoch))
-            self._memory = devices.split_rows(self.state.memory, axis=1)
+            self._memory = devices.split_rows(self._strategy, self.state.memory, axis=1)
         if self.step % self.steps_per_epoch == 0:
             self.state.epoch.assign(np.zeros(3))
         start = time.perf_counter()
@@ -289,7 +323,6 @@ class Trainer:
             if not math.isfinite(self.state.line[0]):
                 raise _not_finite(f"the loss of step {self.step:,}", dict(zip(self.state.weights, sizes.numpy())))
         seconds = time.perf_counter() - start
-        self.state.memory.assign(self._strategy.gather(self._memory, axis=1))
         self.state.tau.assign(self.tau)
         self.state.line.assign_add([0.0, 0.0, seconds])
         return seconds
@@ -302,20 +335,22 @@ class Trainer:
         self.state.line.assign(np.zeros(3))
         return nll / targets, targets / seconds
 
-    def evaluate(self, split: str) -> dict:
-        """The metrics of every target of a split, without noise."""
+    def evaluate(self, split: str, between: Callable[[], None]) -> dict:
+        """The metrics of every target of a split, without noise; calls `between` after each window."""
         stream = data_utils.load_stream(self._data_dir, split, self.metadata)
-        score = self._evaluator(stream, self.metadata["batch_size"], self.metadata["seq_len"], self.tau)
+        score = self._evaluator(stream, self.metadata["batch_size"], self.metadata["seq_len"], self.tau, between)
         if not math.isfinite(score.nll):
             raise _not_finite(f"the loss of {split} after step {self.step:,}", _sizes(self.state.weights))
         return metrics(score.nll / score.targets, self.metadata["splits"][split])
 
-    def check_finite(self):
-        """Looks at every number that a checkpoint would hold of the network and its optimizers.
+    def complete_state(self):
+        """Brings the memory of all replicas into the state, and looks at every number of it that a checkpoint would hold.
 
         Raises:
           FloatingPointError: one is not finite.
         """
+        if self._memory is not None:
+            self.state.memory.assign(devices.gather_rows(self._strategy, self._memory, axis=1))
         for variables in (self.state.weights, *self.state.optimizers.values(), {"memory": self.state.memory}):
             sizes = _sizes(variables)
             if not np.isfinite(list(sizes.values())).all():
@@ -343,30 +378,53 @@ class Trainer:
         return ("architecture",) if trains_architecture(step, WARMUP_STEPS.value, ARCH_SHARE.value) else ("weights",)
 
     def _update(self, window, memory, names):
-        """One step of some parameter groups on one replica: its rows [B, T + 1] of the window, its rows of the memory [A, B, M, D].
+        """One step of some parameter groups on one replica: its rows [B/R, T + 1] of the window, its rows of the memory [A, B/R, M, D].
 
         Returns:
-          The summed negative log-likelihood of its targets, how many these are, its rows of the next memory; and the sizes of all
-          weights [W] before the step if that sum is not finite, otherwise 0.
+          The summed negative log-likelihood of the targets of all replicas, how many these are, this replica's rows of the next
+          memory; and the sizes of all weights [W] before the step if that sum is not finite, otherwise 0.
         """
-        groups = [self._groups[name] for name in names]
         replica = tf.distribute.get_replica_context()
+        targets = replica.all_reduce("sum", tf.reduce_sum(real_targets(window)))  # []
+        nll, memory, gradients = self._accumulated(window, memory, replica.replica_id_in_sync_group, targets, names)
+        nll, weights = replica.all_reduce("sum", nll), self.state.weights
+        sizes = tf.cond(tf.math.is_finite(nll), lambda: tf.zeros([len(weights)]), lambda: tf.stack(list(_sizes(weights).values())))
+        for name, group in zip(names, gradients):
+            optimizer, variables = self._groups[name]
+            optimizer.apply(group, variables)  # sums the gradients of all replicas
+        return nll, targets, memory, sizes
+
+    def _accumulated(self, window, memory, replica, targets, names):
+        """What `_gradients` gives for the rows of a replica, one share after another."""
+        if ACCUMULATE.value == 1:
+            return self._gradients_compiled(window, memory, replica, targets, names)
+        windows, memories = tf.stack(tf.split(window, ACCUMULATE.value)), tf.stack(tf.split(memory, ACCUMULATE.value, axis=1))
+        first = replica * ACCUMULATE.value
+        nll, new_memory, gradients = self._gradients_compiled(windows[0], memories[0], first, targets, names)
+        new_memories = tf.TensorArray(memory.dtype, ACCUMULATE.value, element_shape=new_memory.shape).write(0, new_memory)
+        for i in tf.range(1, ACCUMULATE.value):
+            more_nll, new_memory, more_gradients = self._gradients_compiled(windows[i], memories[i], first + i, targets, names)
+            nll, gradients = nll + more_nll, tf.nest.map_structure(tf.add, gradients, more_gradients)
+            new_memories = new_memories.write(i, new_memory)
+        return nll, tf.concat(tf.unstack(new_memories.stack(), ACCUMULATE.value), axis=1), gradients
+
+    def _gradients(self, window, memory, share, targets, names):
+        """For a share of the rows, window [B/S, T + 1] and memory [A, B/S, M, D], of a batch with so many targets.
+
+        Returns:
+          The summed negative log-likelihood, the next memory, and the gradients of this share's part of the loss, for each group.
+        """
         step = tf.convert_to_tensor(self.state.step)
-        draws = Draws(SEED.value, step, replica.replica_id_in_sync_group, replica.num_replicas_in_sync)
+        draws = Draws(SEED.value, step, share, self._shares)
         filled = filled_memory(self.model, window, step % self.steps_per_epoch)
         with tf.GradientTape() as tape:
-            nll, real, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
-            nll, targets = tf.reduce_sum(nll), tf.reduce_sum(real)  # []
-            loss = nll / replica.all_reduce("sum", targets)
+            nll, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
+            nll = tf.reduce_sum(nll)  # []
+            loss = nll / targets
             if LATENCY_WEIGHT.value:
-                loss += LATENCY_WEIGHT.value * self._latency(step, draws, window.shape[0]) / replica.num_replicas_in_sync
-        weights = self.state.weights
-        sizes = tf.cond(tf.math.is_finite(nll), lambda: tf.zeros([len(weights)]), lambda: tf.stack(list(_sizes(weights).values())))
-        gradients = tape.gradient(loss, [variables for _, variables in groups])
-        for (optimizer, variables), group in zip(groups, gradients):
-            dense = [tf.convert_to_tensor(gradient) for gradient in group]  # else Keras squares a repeated id's gradients one by one
-            optimizer.apply(dense, variables)
-        return nll, targets, memory, sizes
+                loss += LATENCY_WEIGHT.value * self._latency(step, draws, window.shape[0]) / self._shares
+        gradients = tape.gradient(loss, [self._groups[name][1] for name in names])
+        return nll, memory, tf.nest.map_structure(tf.convert_to_tensor, gradients)  # dense: Keras squares a repeated id's gradients one by one
 
     def _latency(self, step, draws, rows):
         """The milliseconds that the network sampled at this step is expected to take for a window."""
@@ -380,20 +438,23 @@ class Trainer:
         sizes = tf.zeros([len(self.state.weights)])
         for _ in tf.range(num_steps):
             nll, targets, memory, sizes = self._strategy.run(self._update_compiled, args=(next(iterator), memory, names))
+            nll, targets, sizes = (self._strategy.experimental_local_results(value)[0] for value in (nll, targets, sizes))
             self.state.step.assign_add(1)
-            nll, sizes = self._sum(nll), self._strategy.reduce("sum", sizes, axis=None)
-            self.state.line.assign_add([nll, self._sum(targets), 0.0])
+            self.state.line.assign_add(tf.cast([nll, targets, 0.0], tf.float64))
             if not tf.math.is_finite(nll):
                 break
         return memory, sizes
 
-    def _sum(self, value):
-        return tf.cast(self._strategy.reduce("sum", value, axis=None), tf.float64)
-
     def _windows(self, first: int):
-        """The windows of the training split from number `first` on, over and over."""
-        dataset = data_utils.load_windows(self._data_dir, "train", self.metadata).repeat().skip(first)
-        return self._strategy.experimental_distribute_dataset(dataset.prefetch(tf.data.AUTOTUNE))
+        """The windows of the training split from number `first` on, over and over; each replica gets its own rows."""
+        def of_worker(context):
+            rows = context.get_per_replica_batch_size(self.metadata["batch_size"])
+            replicas = context.num_replicas_in_sync // context.num_input_pipelines  # of this worker
+            windows = data_utils.load_windows(self._data_dir, "train", self.metadata, context.input_pipeline_id * replicas * rows, replicas * rows)
+            by_replica = windows.repeat().skip(first).map(lambda window: tf.reshape(window, [replicas, rows, -1])).unbatch()
+            return by_replica.prefetch(tf.data.AUTOTUNE)  # [B/R, T + 1]
+
+        return self._strategy.distribute_datasets_from_function(of_worker)
 
 
 def _sizes(variables: dict) -> dict:
@@ -422,32 +483,31 @@ def next_multiple(step: int, interval: float) -> float:
     return (step // interval + 1) * interval
 
 
-def train_epoch(trainer: Trainer, run: Run):
+def train_epoch(trainer: Trainer, run: Run, heed_signals: Callable[[], None]):
     """Trains to the end of the epoch or of the run, about a second at once: so long a signal to stop has to wait."""
     start = trainer.step
     epoch = start // trainer.steps_per_epoch
     end = min((epoch + 1) * trainer.steps_per_epoch, trainer.last_step)
-    run.say(f"epoch {epoch + 1} of {EPOCHS.value}, steps {start + 1:,} to {end:,} of {trainer.total_steps:,}, {trainer.metadata['corpus']}")
-    bar = keras.utils.Progbar(end - start, stateful_metrics=["loss", "perplexity"])
+    run.begin_epoch(f"epoch {epoch + 1} of {EPOCHS.value}, steps {start + 1:,} to {end:,} of {trainer.total_steps:,}, {trainer.metadata['corpus']}", end - start)
     save_steps, save_seconds = save_interval()
     last_save, at_once = time.monotonic(), 1
     while trainer.step < end:
-        with cli.uninterrupted():
-            stop = min(trainer.step + at_once, next_multiple(trainer.step, LOG_EVERY.value), next_multiple(trainer.step, save_steps), end)
-            num_steps = int(stop - trainer.step)
-            at_once = max(1, int(num_steps / trainer.train(num_steps)))
-            if trainer.step % LOG_EVERY.value == 0 or trainer.step == end:
-                loss, perplexity = write_line(trainer, run)
-                bar.update(trainer.step - start, [("loss", loss), ("perplexity", perplexity)])
-            if trainer.step == end:
-                run.heat_map(end, trainer.model.pi())
-                trainer.state.evaluation_due.assign(True)
-            elif trainer.step % save_steps == 0 or time.monotonic() - last_save >= save_seconds:
-                save(trainer, run)
-                last_save = time.monotonic()
+        stop = min(trainer.step + at_once, next_multiple(trainer.step, LOG_EVERY.value), next_multiple(trainer.step, save_steps), end)
+        num_steps = int(stop - trainer.step)
+        seconds = trainer.train(num_steps)
+        at_once, since_save = trainer.greatest(max(1, num_steps // seconds), time.monotonic() - last_save)
+        if trainer.step % LOG_EVERY.value == 0 or trainer.step == end:
+            run.progress(trainer.step - start, write_line(trainer, run))
+        if trainer.step == end:
+            run.heat_map(end, trainer.model.pi())
+            trainer.state.evaluation_due.assign(True)
+        elif trainer.step % save_steps == 0 or since_save >= save_seconds:
+            save(trainer, run)
+            last_save = time.monotonic()
+        heed_signals()
 
 
-def write_line(trainer: Trainer, run: Run) -> tuple[float, float]:
+def write_line(trainer: Trainer, run: Run) -> dict:
     """Writes a line to the log, and its numbers to TensorBoard. Returns loss and perplexity of the steps since the last one."""
     loss, speed = trainer.end_line()
     step, perplexity = trainer.step, exp(loss)
@@ -458,64 +518,80 @@ def write_line(trainer: Trainer, run: Run) -> tuple[float, float]:
                                 "training/tau": trainer.tau, "training/tokens_per_second": speed})
     if SEARCH in trainer.model.architecture:
         run.pi_scalars(step, trainer.model.pi())
-    return loss, perplexity
+    return {"loss": loss, "perplexity": perplexity}
 
 
-def validate(trainer: Trainer, run: Run) -> dict:
+def validate(trainer: Trainer, run: Run, heed_signals: Callable[[], None]) -> dict:
     """Scores the validation split and saves. Returns its metrics."""
-    valid = trainer.evaluate("valid")
-    with cli.uninterrupted():
-        run.evaluation(trainer.step, valid)
-        trainer.state.evaluation_due.assign(False)
-        save(trainer, run)
+    valid = trainer.evaluate("valid", heed_signals)
+    run.evaluation(trainer.step, valid)
+    trainer.state.evaluation_due.assign(False)
+    save(trainer, run)
     return valid
 
 
 def save(trainer: Trainer, run: Run):
-    trainer.check_finite()
+    trainer.complete_state()
     run.save(trainer.step)
 
 
 @contextlib.contextmanager
-def saved_when_interrupted(trainer: Trainer, run: Run):
-    try:
-        yield
-    except KeyboardInterrupt:
-        save(trainer, run)
-        run.say(f"interrupted at step {trainer.step:,} and saved: the same command goes on from here")
-        raise
+def saved_when_interrupted(trainer: Trainer, run: Run) -> Iterator[Callable[[], None]]:
+    """A block that SIGINT and SIGTERM stop where it calls the function that it is given, and only there; on all workers if on one."""
+    with cli.uninterrupted() as waiting:
+        def heed_signals():
+            number, = trainer.greatest(waiting[0] if waiting else 0)
+            if number:
+                save(trainer, run)
+                run.say(f"interrupted at step {trainer.step:,} and saved: the same command goes on from here")
+                raise cli.INTERRUPTS[number]
+
+        yield heed_signals
+
+
+def check_agreement(trainer: Trainer, config: dict):
+    """Raises InputError where the workers would not train the same run from the same step."""
+    same = zlib.crc32(json.dumps([config["flags"] | {"data_dir": ""}, config["data"]], sort_keys=True).encode())
+    for number, what in (same, "have other flags, or other data"), (trainer.step, "see other checkpoints: logs/ must be a folder that all of them share"):
+        most, least = trainer.greatest(number, -number)
+        if most != -least:
+            raise InputError(f"the workers {what}")
 
 
 def main(_):
     cli.handle_sigterm()
-    data_dir = Path(DATA_DIR.value)
+    data_dir, run_dir = Path(DATA_DIR.value), Path("logs") / MODEL_NAME.value
     metadata = data_utils.read_metadata(data_dir)
     device, on_gpu = devices.prepare(MIXED_PRECISION.value)
+    strategy = devices.strategy(DISTRIBUTE.value)
     keras.utils.set_random_seed(SEED.value)
-    trainer = Trainer(data_dir, metadata, on_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true")
+    trainer = Trainer(data_dir, metadata, on_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true", strategy)
     model, config = trainer.model, configuration(metadata)
     if INIT_FROM.value:
         take_weights(model, Path(INIT_FROM.value), config["data"])
 
-    with contextlib.closing(Run(Path("logs") / MODEL_NAME.value, config, data_dir, trainer.state)) as run:
+    with contextlib.closing((Run if devices.is_chief(strategy) else Onlooker)(run_dir, config, data_dir, trainer.state)) as run:
+        check_agreement(trainer, config)
         run.describe(config, model, device, data_utils.versions())
         if LATENCY_WEIGHT.value:
             if not trainer.step:
-                trainer.state.latency.assign(layer_latency(metadata["batch_size"], metadata["seq_len"], trainer.jit_compile))
+                latency = layer_latency(metadata["batch_size"], metadata["seq_len"], trainer.jit_compile)
+                trainer.state.latency.assign(trainer.greatest(*latency))
             run.say("milliseconds per window: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.state.latency.numpy())))
         if WARMUP_STEPS.value >= trainer.total_steps:
             run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
 
         valid = None
-        with saved_when_interrupted(trainer, run):
+        with saved_when_interrupted(trainer, run) as heed_signals:
             while trainer.step < trainer.last_step or trainer.state.evaluation_due:
                 if not trainer.state.evaluation_due:
-                    train_epoch(trainer, run)
-                valid = validate(trainer, run)
+                    train_epoch(trainer, run, heed_signals)
+                valid = validate(trainer, run, heed_signals)
             _, targets, seconds = trainer.state.run.numpy()
             run.finish({
                 "corpus": metadata["corpus"], "steps": trainer.step, "wall_seconds": seconds, "tokens_per_second": targets / seconds,
-                "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid"), "test": trainer.evaluate("test"),
+                "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid", heed_signals),
+                "test": trainer.evaluate("test", heed_signals),
                 "pi": model.pi().tolist(), "architecture": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
                 "parameters": model.count_params(), "versions": data_utils.versions(), "device": device, "flags": config["flags"],
             })

@@ -56,9 +56,9 @@ def test_padding_carries_no_loss():
         model = train.build_model(VOCAB_SIZE, static_shapes=False)
     padded = np.random.default_rng(0).integers(4, VOCAB_SIZE, [BATCH_SIZE, SEQ_LEN + 1])
     padded[:, 5:] = data_utils.PAD
-    nll, real, _ = evaluate.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
-    short, _, _ = evaluate.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
-    assert np.array_equal(real, np.tile(np.arange(SEQ_LEN) < 4, [BATCH_SIZE, 1]))
+    nll, _ = evaluate.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    short, _ = evaluate.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    assert np.array_equal(evaluate.real_targets(tf.constant(padded)), np.tile(np.arange(SEQ_LEN) < 4, [BATCH_SIZE, 1]))
     assert nll.numpy()[:, 4:].tolist() == [[0.0] * 4] * BATCH_SIZE and np.allclose(nll[:, :4], short, atol=1e-5)
 
 

@@ -1,0 +1,25 @@
+"""Several workers on this machine, over loopback, as a cluster would start them on several.
+
+    python tests/cluster.py 2 ./train.sh --model_name=together
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+
+def start(workers: int, command: list[str], **settings) -> list[subprocess.Popen]:
+    """Starts a command once for each worker, with the TF_CONFIG that makes it one; `settings` are those of `Popen`."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    config = {"cluster": {"worker": addresses}}
+    return [subprocess.Popen(command, env=os.environ | {"TF_CONFIG": json.dumps(config | {"task": {"type": "worker", "index": index}})}, **settings)
+            for index in range(workers)]
+
+
+if __name__ == "__main__":
+    sys.exit(max(process.wait() for process in start(int(sys.argv[1]), sys.argv[2:])))

@@ -1,0 +1,154 @@
+"""Several replicas, in one process and in several: they train as one does."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import chaos
+import cluster
+from cli import InputError
+from conftest import PROJECT
+
+FLAGS = ["--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=3", "--mem_len=6", "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20"]
+MIRRORED = """
+import json
+import sys
+from pathlib import Path
+import tensorflow as tf
+replicas = int(sys.argv[2])
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * replicas)
+import keras
+from absl import flags
+from absl.testing import flagsaver
+import data_utils, devices, train
+flags.FLAGS(["train.py", *sys.argv[4:]])
+data_dir, strategy = Path(sys.argv[1]), devices.strategy("mirrored") if replicas > 1 else None
+for accumulate, jit_compile in json.loads(sys.argv[3]):
+    keras.utils.set_random_seed(0)
+    with flagsaver.flagsaver(accumulate=accumulate):
+        trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile, strategy)
+        trainer.state.latency.assign([3.0, 2.0, 1.0])
+        losses = [trainer.train(1) and trainer.end_line()[0] for _ in range(100)]
+        valid = trainer.evaluate("valid", lambda: None)["loss"]
+    trainer.complete_state()
+    print(json.dumps([*losses, valid, *trainer.model.pi().ravel().tolist(), trainer.step, float(abs(trainer.state.memory.numpy()).sum())]))
+"""
+
+
+def run(program, *arguments, **environment):
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+@pytest.mark.parametrize("given, ways", [
+    (["--dropout_rate=0"], {1: [(1, False), (4, True)], 2: [(1, False), (1, True)], 4: [(1, False)]}),
+    (["--dropout_rate=0.2", "--opt_name=sgd", "--max_lr=3", "--clipnorm=0.1"], {1: [(1, False), (2, False)], 2: [(2, False)]}),
+    (["--dropout_rate=0", "--search=alternating", "--arch_share=0.5", "--gumbel_per_row", "--latency_weight=0.1"], {1: [(1, False)], 4: [(1, False)]})], ids=str)
+def test_replicas_and_accumulation_train_as_one_replica(given, ways, data_dir):
+    """`ways`: for so many replicas, --accumulate and --jit_compile."""
+    one, *others = [result for replicas in ways for result in run(MIRRORED, str(data_dir), str(replicas), json.dumps(ways[replicas]), *FLAGS, *given)]
+    assert np.mean(one[:20]) - np.mean(one[80:100]) > 0.05 and len(others) == sum(map(len, ways.values())) - 1
+    for other in others:
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes, over loopback
+
+TRAIN = [sys.executable, str(PROJECT / "train.py"), "--model_name=run", "--log_every=1", "--epochs=1", "--dropout_rate=0.2", *FLAGS]
+
+
+def start(workers, folder, *given):
+    return cluster.start(workers, [*TRAIN, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ends(processes, seconds=200):
+    """The exit status and the last line on standard error of each process, which has so long to end."""
+    try:
+        errors = [process.communicate(timeout=seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, (error.splitlines() or [""])[-1]) for process, error in zip(processes, errors)]
+
+
+def wait_for(process, word):
+    """Waits until a process has written a line with a word."""
+    assert any(word in line for line in process.stdout), "it has ended before"
+
+
+def losses(folder):
+    return [value for _, value in sorted(chaos.events_of(folder / "logs" / "run" / "train")[0]["loss"].items())]
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """The losses of 100 steps of one worker, and the names of the files of its run."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = subprocess.run([*TRAIN, f"--data_dir={data_dir}", "--max_steps=100"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return losses(folder), names_of(folder)
+
+
+def names_of(folder):
+    return sorted(str(path.relative_to(folder)).split(".tfevents")[0] for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_train_as_one_and_the_chief_alone_writes(workers, alone, data_dir, tmp_path):
+    processes = start(workers, tmp_path, f"--data_dir={data_dir}", "--max_steps=100")
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * workers, outputs
+    assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5) and names_of(tmp_path) == alone[1]
+    assert "results in" in outputs[0][0] and [output for output, _ in outputs[1:]] == [""] * (workers - 1)
+    assert not any(errors for _, errors in outputs)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoint(victim, alone, data_dir, tmp_path):
+    processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")
+    checkpoint = tmp_path / "logs" / "run" / "checkpoints" / "40"
+    while not checkpoint.exists():
+        time.sleep(0.05)
+        assert processes[0].poll() is None, processes[0].communicate()
+    processes[victim].kill()
+    status, line = ends(processes, seconds=60)[1 - victim]
+    assert status == 1 and line.startswith("error: another worker has ended or cannot be reached: start all of them again")
+    assert ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")) == [(0, "")] * 2
+    assert "resumed at step" in (tmp_path / "logs" / "run" / "training_log.log").read_text()
+    assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batch_goes_on(number, alone, data_dir, tmp_path):
+    processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=80")
+    wait_for(processes[0], "epoch 1")
+    time.sleep(3)
+    processes[1].send_signal(number)
+    assert ends(processes) == [(128 + number, "interrupted")] * 2
+    log = (tmp_path / "logs" / "run" / "training_log.log").read_text()
+    assert re.search(r"interrupted at step \d+ and saved", log)
+    assert ends(start(1, tmp_path, f"--data_dir={data_dir}", "--max_steps=90", "--accumulate=2", "--distribute=none")) == [(0, "")]
+    assert ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--accumulate=2")) == [(0, "")] * 2
+    assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(run_train, monkeypatch):
+    with pytest.raises(InputError, match=r"4 rows, the --batch_size of the data, cannot be divided among 1 device\(s\), in --accumulate=3 part\(s\) each"):
+        run_train(accumulate=3)
+
+
+@pytest.mark.parametrize("config", [None, "", "{", "[]", "{}", '{"cluster": {"worker": 3}}', '{"cluster": {"worker": ["a:1"]}}', '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}'])
+def test_a_cluster_that_is_not_told_is_refused(config, run_train, monkeypatch):
+    if config is not None:
+        monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(InputError, match="--distribute=multi_worker needs the environment variable TF_CONFIG, such as"):
+        run_train(distribute="multi_worker")
