@@ -26,7 +26,9 @@ with cli.quiet():
     import keras
     import tensorflow as tf
 
+import corpora
 import data_utils
+import tokenization
 import train
 from evaluate import Evaluator
 from generate import Writer, memory_length
@@ -81,13 +83,15 @@ class Bench:
         return self._each_dtype(self._generation)
 
     def tokenizing(self) -> dict:
-        """Text to tokens, as make_data.sh does it."""
-        text, model, stream = (self._folder / name for name in ("text.txt", "tokenizer.model", "stream"))
-        text.write_text(zipf_text())
-        data_utils.train_tokenizer(text, model.with_suffix(""), 2000, lowercase=True)
-        tokenizer = data_utils.load_tokenizer(model)
-        num_tokens = data_utils.write_stream(text, tokenizer, False, stream).sum()
-        times = [seconds(lambda: data_utils.write_stream(text, tokenizer, False, stream)) for _ in range(REPEATS.value)]
+        """Text to tokens, as each process of make_data.sh does it."""
+        path, model, stream = (self._folder / name for name in ("text.txt", "tokenizer.model", "text.int32"))
+        path.write_text(zipf_text())
+        text = corpora.whole_file(path)
+        tokenization.train_tokenizer(text, model.with_suffix(""), 2000, lowercase=True)
+        tokenizer = tokenization.load_tokenizer(model)
+        tokenization.write_stream(text, tokenizer, False, stream)
+        num_tokens = len(tokenization.Stream(stream))
+        times = [seconds(lambda: tokenization.encode(text.parts[0], tokenizer.serialized_model_proto(), False)) for _ in range(REPEATS.value)]
         return spread(times) | {"tokens_per_second": num_tokens / np.median(times)}
 
     def reading(self) -> dict:
@@ -111,7 +115,7 @@ class Bench:
         times, peaks = [], []
         for _ in range(REPEATS.value):
             times.append(trainer.train(STEPS) / STEPS)
-            peaks.append(devices.CORES * 2 * 2048**3 / seconds(self._products[trainer.model.compute_dtype]))
+            peaks.append(cli.CORES * 2 * 2048**3 / seconds(self._products[trainer.model.compute_dtype]))
         flops = 3 * trainer.model.flops(BATCH_SIZE.value, SEQ_LEN.value, self._probability)
         return spread(times) | {
             "tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times), "gflop": flops / 1e9,
@@ -164,7 +168,7 @@ def zipf_text() -> str:
 
 def matrix_products(dtype: str):
     """A function that multiplies matrices of 2048 x 2048, as many pairs side by side as there are cores."""
-    matrices = [tf.random.stateless_normal([2048, 2048], [1, i], dtype=dtype) for i in range(devices.CORES)]
+    matrices = [tf.random.stateless_normal([2048, 2048], [1, i], dtype=dtype) for i in range(cli.CORES)]
     products = tf.function(lambda: tf.add_n([tf.matmul(matrix, matrix)[0, 0] for matrix in matrices]))
     products()
     return lambda: products().numpy()

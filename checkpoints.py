@@ -35,8 +35,7 @@ class Checkpoints:
         """What is wrong with the checkpoint of a step: the file and why. None if it is as it was written."""
         folder = self._folder / str(step)
         try:
-            hashes = files.read_json(folder / HASHES)
-            for name, sha256 in hashes.items():
+            for name, sha256 in files.read_json(folder / HASHES, ["checkpoint"])["checkpoint"].items():
                 if files.sha256(folder / name) != sha256:
                     return f"{folder / name} is damaged"
         except InputError as error:
@@ -60,7 +59,7 @@ class Checkpoints:
                 paths = sorted(partial.iterdir())
                 for path in paths:
                     files.sync(path)
-                files.write_json(partial / HASHES, {path.name: files.sha256(path) for path in paths})
+                files.write_json(partial / HASHES, {"checkpoint": {path.name: files.sha256(path) for path in paths}})
                 if folder.exists():
                     folder.rename(removed)
                 partial.rename(folder)

@@ -12,6 +12,8 @@ from absl import app, flags, logging
 flags.disclaim_key_flags()  # `define_integers` defines the flags of the module that calls it, not of this one
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported; below 3 it tells that there is no GPU
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
+
 # What ends a program from outside, by the names of the errors that Python and TensorFlow have for it.
 FAILURES = {
     "MemoryError": "not enough memory", "ResourceExhaustedError": "not enough memory",

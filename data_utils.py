@@ -3,148 +3,30 @@
 B batch rows, T sequence length, V vocabulary, N tokens of a split. A split is one token stream, cut into B rows of equal
 length; window s holds positions [s T, (s + 1) T] of every row: T inputs and, shifted by one, T targets. Memory that is
 carried from window to window therefore always continues the same row.
+
+TensorFlow is imported where it is used: the processes that tokenize do without it.
 """
 
 import contextlib
 import importlib.metadata
-import io
 import platform
-import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Iterator
 
 import numpy as np
-import sentencepiece
 from absl import flags
 
 import cli
-
-with cli.quiet():
-    import tensorflow as tf
-
 import corpora
 import files
+import tokenization
 from cli import InputError
+from tokenization import PAD
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
-LINES_PER_BATCH = 512
+TOKENIZER = (".model", ".vocab")  # its files
 RECORD_FRAME = 16  # bytes that a TFRecord has beside its content: its length, and the checksums of both
 METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits", "sha256")  # what the readers of metadata.json need
-MAX_CHARS = 4096  # longer lines are cut at a space: SentencePiece's time and memory stay bounded
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Text -> tokens
-
-
-def line_parts(path: Path) -> Iterator[tuple[str, bool]]:
-    """A text line by line, long lines in parts: at most `MAX_CHARS` characters, and whether the line ends with them."""
-    for line in corpora.lines(path):
-        start = 0
-        while len(line) - start > MAX_CHARS:
-            space = line.rfind(" ", start + 1, start + MAX_CHARS)
-            end = start + MAX_CHARS if space < 0 else space
-            yield line[start:end], False
-            start = end
-        yield line[start:], True
-
-
-def train_tokenizer(text: Path, prefix: Path, vocab_size: int, lowercase: bool):
-    """Trains a unigram SentencePiece model on a text and writes `prefix`.model and `prefix`.vocab.
-
-    After the special ids, pieces are numbered by falling probability, the order that the adaptive softmax builds on. The same
-    text gives the same bytes, whatever the folder and the number of cores.
-
-    Raises:
-      InputError: `vocab_size` is more or less than the text supports.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(part for part, _ in line_parts(text)),
-            model_writer=model,  # a file's name would be part of the model
-            model_type="unigram",
-            vocab_size=vocab_size,
-            normalization_rule_name="nfkc_cf" if lowercase else "nfkc",
-            user_defined_symbols=["@-@"],  # how WikiText-2 writes the hyphen within a word
-            pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
-            pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
-            max_sentence_length=4 * MAX_CHARS,  # in bytes; longer ones would be left out
-            num_threads=16,  # of which the sums over the text are made
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        most = re.search(r"set it to a value <= (\d+)", str(error))
-        reason = f"it supports at most {most[1]} pieces" if most else str(error).splitlines()[-1]
-        raise InputError(f"--vocab_size={vocab_size} does not suit {text.name}: {reason}") from None
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    vocabulary = "".join(f"{pieces.id_to_piece(i)}\t{pieces.get_score(i):g}\n" for i in range(pieces.vocab_size()))
-    files.write_whole(prefix.with_name(prefix.name + ".model"), model.getvalue())
-    files.write_whole(prefix.with_name(prefix.name + ".vocab"), vocabulary.encode())
-
-
-def load_tokenizer(model: Path):
-    """The tensorflow-text tokenizer of a SentencePiece model file.
-
-    Raises:
-      InputError: tensorflow-text does not fit TensorFlow, or the file is no model with this project's special ids.
-    """
-    try:
-        import tensorflow_text
-    except (ImportError, tf.errors.NotFoundError) as error:  # most often an undefined symbol
-        minor = ".".join(tf.__version__.split(".")[:2])
-        raise InputError(f"tensorflow-text does not fit TensorFlow {tf.__version__}; install tensorflow-text=={minor}.* "
-                         f"({str(error).splitlines()[0]})") from None
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except (RuntimeError, OSError):
-        raise InputError(f"{model} is not a SentencePiece model") from None
-    if (pieces.pad_id(), pieces.eos_id()) != (PAD, EOS):
-        raise InputError(f"{model} has pad id {pieces.pad_id()} and eos id {pieces.eos_id()}; they must be {PAD} and {EOS}")
-    return tensorflow_text.SentencepieceTokenizer(model.read_bytes())
-
-
-def write_stream(text: Path, tokenizer, add_eos: bool, stream: Path) -> np.ndarray:
-    """Tokenizes a text into one stream of int32 on disk.
-
-    Args:
-      text: a UTF-8 file.
-      tokenizer: what `load_tokenizer` gives.
-      add_eos: put [EOS] where a line ends; otherwise a line end leaves no token.
-      stream: the file to write.
-
-    Returns:
-      How often each id occurs, int64 [V].
-    """
-    def batches():
-        parts, line_ends = [], []
-        for part, line_end in line_parts(text):
-            parts.append(part)
-            line_ends.append(line_end)
-            if len(parts) == LINES_PER_BATCH:
-                yield parts, line_ends
-                parts, line_ends = [], []
-        if parts:
-            yield parts, line_ends
-
-    def tokenize(parts, line_ends):
-        tokens = tokenizer.tokenize(parts)  # [parts, (tokens)]
-        if add_eos:
-            ends = tf.RaggedTensor.from_row_lengths(tf.fill([tf.math.count_nonzero(line_ends)], EOS), tf.cast(line_ends, tf.int64))
-            tokens = tf.concat([tokens, ends], axis=1)
-        return tokens.flat_values
-
-    signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.bool))
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    dataset = dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-    counts = np.zeros(int(tokenizer.vocab_size()), np.int64)
-    with files.named(stream), open(stream, "wb") as file:
-        for tokens in dataset.as_numpy_iterator():
-            file.write(tokens.tobytes())
-            counts += np.bincount(tokens, minlength=len(counts))
-    return counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,6 +76,9 @@ def _cut(stream, start, end, seq_len):
 
 def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int, folder: Path) -> list[Path]:
     """Writes the windows of a stream as TFRecords, one window a record; a shard holds consecutive windows."""
+    with cli.quiet():
+        import tensorflow as tf
+
     folder.mkdir()
     steps = num_windows(len(stream), batch_size, seq_len)
     shards = min(shards, steps)
@@ -222,36 +107,39 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
     output_dir = output_dir.resolve()
     if foreign := _foreign_files(output_dir):
         raise InputError(f"{output_dir} holds files that were not made here ({foreign[0]}): choose another --output_dir")
-    words = {split: count_words(path) for split, path in corpus.paths.items()}
-    with _workspace(output_dir) as workspace:
-        folder = workspace / "new"
+    sha256 = {split: text.sha256() for split, text in corpus.texts.items()}
+    tokenizer_sha256 = sp_model_prefix and files.sha256(Path(sp_model_prefix + ".model"))
+    work = {"texts": sha256, "tokenizer": tokenizer_sha256 or [vocab_size, lowercase], "add_eos": add_eos, "versions": versions()}
+    with _workspace(output_dir, work) as workspace, tokenization.worker_processes() as processes:
+        prefix, folder, splits = workspace / "tokenizer", workspace / "new", {}
+        if not all(prefix.with_suffix(suffix).exists() for suffix in TOKENIZER):
+            if sp_model_prefix:
+                for suffix in TOKENIZER:
+                    files.write_whole(prefix.with_suffix(suffix), Path(sp_model_prefix + suffix).read_bytes())
+            else:
+                print(f"training a tokenizer of {vocab_size:,} pieces")
+                tokenization.train_tokenizer(corpus.texts["train"], prefix, vocab_size, lowercase)
+        tokenizer = tokenization.load_tokenizer(prefix.with_suffix(".model"))
         folder.mkdir()
-        if sp_model_prefix:
-            for suffix in (".model", ".vocab"):
-                files.write_whole(folder / f"tokenizer{suffix}", Path(sp_model_prefix + suffix).read_bytes())
-        else:
-            print(f"training a tokenizer of {vocab_size:,} pieces")
-            train_tokenizer(corpus.paths["train"], folder / "tokenizer", vocab_size, lowercase)
-        tokenizer = load_tokenizer(folder / "tokenizer.model")
-        splits = {}
-        for split, text in corpus.paths.items():
-            stream_path = workspace / f"{split}.int32"
-            counts = write_stream(text, tokenizer, add_eos, stream_path)
+        for suffix in TOKENIZER:
+            files.write_whole(folder / f"tokenizer{suffix}", prefix.with_suffix(suffix).read_bytes())
+        for split, text in corpus.texts.items():
+            words = tokenization.write_stream(text, tokenizer, add_eos, workspace / f"{split}.int32", processes)
+            stream = tokenization.Stream(workspace / f"{split}.int32")
             needed = batch_size * (seq_len + 1)
-            if counts.sum() < needed:
-                raise InputError(f"{text.name} is too short: {counts.sum()} tokens, and one window of --batch_size={batch_size} rows "
+            if len(stream) < needed:
+                raise InputError(f"{text.name} is too short: {len(stream)} tokens, and one window of --batch_size={batch_size} rows "
                                  f"of --seq_len={seq_len} needs {needed}")
             if split == "train":
-                files.write_whole(folder / "unigram_counts.txt", "".join(f"{count}\n" for count in counts).encode())
-            stream = np.memmap(stream_path, np.int32, mode="r")
+                files.write_whole(folder / "unigram_counts.txt", "".join(f"{count}\n" for count in stream.counts(tokenizer.vocab_size())).encode())
             records = write_records(stream, batch_size, seq_len, shards, folder / split)
             splits[split] = {
-                "text": text.name, "text_sha256": files.sha256(text), "bytes": text.stat().st_size, "words": words[split],
+                "text": text.name, "text_sha256": sha256[split], "bytes": text.size, "words": words,
                 "tokens": len(stream), "steps": num_windows(len(stream), batch_size, seq_len),
             }
-            print(f"{split}: {words[split]:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
+            print(f"{split}: {words:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
         metadata = {
-            "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "vocab_size": len(counts),
+            "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "vocab_size": tokenizer.vocab_size(),
             "lowercase": None if sp_model_prefix else lowercase, "add_eos": add_eos, "splits": splits,
             "sha256": {str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
             "versions": versions(),
@@ -263,22 +151,35 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
 
 
 @contextlib.contextmanager
-def _workspace(output_dir: Path) -> Iterator[Path]:
-    """An empty folder beside `output_dir`, removed afterwards; first, what a killed run left there is cleared up."""
+def _workspace(output_dir: Path, work: dict) -> Iterator[Path]:
+    """A folder beside `output_dir` to work in. A build that is killed leaves it, and the next one that has the same work to do
+    finds there what is done; otherwise it is removed in the end. Where the old data were not yet replaced, they come back."""
     workspace = output_dir.with_name(f".{output_dir.name}.partial")
 
     def clear():
         if (workspace / "old").exists() and not output_dir.exists():  # stopped between the two renames
             (workspace / "old").rename(output_dir)
-        shutil.rmtree(workspace, ignore_errors=True)
+        shutil.rmtree(workspace / "new", ignore_errors=True)
 
     clear()
-    with files.named(workspace):
-        workspace.mkdir(parents=True)
+    try:
+        same = files.read_json(workspace / "work.json") == work
+    except (OSError, InputError):
+        same = False
+    if not same:
+        shutil.rmtree(workspace, ignore_errors=True)
+        files.write_json(workspace / "work.json", work)
+    killed = True
     try:
         yield workspace
+        killed = False
+    except Exception:
+        killed = False
+        raise
     finally:
         clear()
+        if not killed:
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _foreign_files(folder: Path) -> list[str]:
@@ -319,8 +220,11 @@ def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:
     return sorted(data_dir / name for name in metadata["sha256"] if name.startswith(f"{split}/"))
 
 
-def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0, num_rows: int | None = None) -> tf.data.Dataset:
-    """The windows of a split in order, int32 [B, T + 1]; or of each only `num_rows` rows from one on."""
+def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0, num_rows: int | None = None):
+    """A tf.data.Dataset: the windows of a split in order, int32 [B, T + 1]; or of each only `num_rows` rows from one on."""
+    with cli.quiet():
+        import tensorflow as tf
+
     width, rows = metadata["seq_len"] + 1, num_rows or metadata["batch_size"]
     paths = [str(path) for path in _records(data_dir, split, metadata)]
 
@@ -344,20 +248,8 @@ def tokenizer_sha256(metadata: dict) -> str:
 
 def versions() -> dict:
     """The versions of Python and of the packages that results depend on."""
-    packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
+    packages = ("tensorflow", "keras", "sentencepiece", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def count_words(text: Path) -> int:
-    """The words of a text, which white space parts.
-
-    Raises:
-      InputError: there is none.
-    """
-    words = sum(len(line.split()) for line in corpora.lines(text))
-    if not words:
-        raise InputError(f"{text.name} is empty")
-    return words
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,12 +257,13 @@ def count_words(text: Path) -> int:
 
 
 def define_flags():
-    flags.DEFINE_enum("corpus", "auto", ["auto", "wikitext-2", "pydocs"],
+    flags.DEFINE_enum("corpus", "auto", ["auto", "wikitext-2", "wikitext-103", "pydocs"],
                       "auto is wikitext-2, or pydocs (documentation found on this machine) where that cannot be downloaded")
     flags.DEFINE_string("input_text", None, "your own text: one UTF-8 file, split contiguously")
-    flags.DEFINE_string("input_dir", None, "your own text: a folder with train, valid and test as .txt or wiki.*.tokens")
-    flags.DEFINE_float("valid_fraction", 0.05, "share of --input_text for validation", lower_bound=0, upper_bound=1)
-    flags.DEFINE_float("test_fraction", 0.05, "share of --input_text for test", lower_bound=0, upper_bound=1)
+    flags.DEFINE_string("input_dir", None, "your own text: a folder with train, valid and test as .txt or wiki.*.tokens; or with any .txt files, "
+                        "also in folders within it, which are split as one text in the order of their names")
+    flags.DEFINE_float("valid_fraction", corpora.HELD_OUT, "share of your own text for validation, where it is split", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("test_fraction", corpora.HELD_OUT, "and for test", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("vocab_size", 12_000, "SentencePiece pieces", lower_bound=1)
     flags.DEFINE_boolean("lowercase", True, "fold case (nfkc_cf); otherwise nfkc")
     flags.DEFINE_boolean("add_eos", False, "a token [EOS] at every line end")
@@ -388,26 +281,25 @@ def define_flags():
 def main(_):
     FLAGS = flags.FLAGS
     output_dir = Path(FLAGS.output_dir)
+    splits_given = not FLAGS.input_text and not (FLAGS.input_dir and corpora.is_to_split(Path(FLAGS.input_dir)))
     refused = {
         "--sp_model_prefix brings its own vocabulary and case": ["vocab_size", "lowercase"] if FLAGS.sp_model_prefix else [],
         "your own text is the corpus": ["corpus"] if FLAGS.input_text or FLAGS.input_dir else [],
-        "only --input_text is split": [] if FLAGS.input_text else ["valid_fraction", "test_fraction"],
+        "the corpus has its splits": ["valid_fraction", "test_fraction"] if splits_given else [],
     }
     for reason, names in refused.items():
         if given := [f"--{name}" for name in names if FLAGS[name].present]:
             raise InputError(f"{reason}: leave {' and '.join(given)} out")
     if FLAGS.sp_model_prefix:
-        load_tokenizer(Path(FLAGS.sp_model_prefix + ".model"))
-    with tempfile.TemporaryDirectory() as temporary:
-        if FLAGS.input_text:
-            corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction, Path(temporary))
-        elif FLAGS.input_dir:
-            corpus = corpora.from_folder(Path(FLAGS.input_dir))
-        else:
-            corpus = corpora.choose(FLAGS.corpus, Path("data"))
-        print(f"corpus {corpus.name}")
-        build(corpus, output_dir, FLAGS.vocab_size, FLAGS.lowercase, FLAGS.add_eos, FLAGS.sp_model_prefix, FLAGS.batch_size,
-              FLAGS.seq_len, FLAGS.shards)
+        tokenization.load_tokenizer(Path(FLAGS.sp_model_prefix + ".model"))
+    if FLAGS.input_text:
+        corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction)
+    elif FLAGS.input_dir:
+        corpus = corpora.from_folder(Path(FLAGS.input_dir), FLAGS.valid_fraction, FLAGS.test_fraction)
+    else:
+        corpus = corpora.choose(FLAGS.corpus, Path("data"))
+    print(f"corpus {corpus.name}")
+    build(corpus, output_dir, FLAGS.vocab_size, FLAGS.lowercase, FLAGS.add_eos, FLAGS.sp_model_prefix, FLAGS.batch_size, FLAGS.seq_len, FLAGS.shards)
     print(f"wrote {output_dir}")
 
 

@@ -13,9 +13,8 @@ from cli import InputError
 
 # The branches of a block run side by side, each on half of the cores: faster than one after the other on all of them.
 # (TensorFlow reads this when it first computes something, not when it is imported.)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "2")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, CORES // 2)))
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, cli.CORES // 2)))
 
 
 def prepare(mixed_precision: bool) -> tuple[str, bool]:
@@ -28,7 +27,7 @@ def prepare(mixed_precision: bool) -> tuple[str, bool]:
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else f"CPU, {CORES} cores"
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else f"CPU, {cli.CORES} cores"
     return name, bool(gpus)
 
 

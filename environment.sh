@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 for line in (line for path in sys.argv[1:] for line in open(path) if line.strip() and not line.startswith("#")):
     requirement = Requirement(line.strip())
     assert requirement.specifier.contains(version(requirement.name), prereleases=True)
-assert version("tensorflow").split(".")[:2] == version("tensorflow-text").split(".")[:2]
 EOF
 }
 

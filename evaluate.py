@@ -23,11 +23,14 @@ import devices
 with cli.quiet():
     import tensorflow as tf
 
+import corpora
 import data_utils
 import files
+import tokenization
 from cli import InputError
 from model import KINDS
 from runs import TrainedRun
+from tokenization import PAD, UNK
 
 
 def window_nll(model, window, memory, filled, tau, draws=None):
@@ -49,7 +52,7 @@ def window_nll(model, window, memory, filled, tau, draws=None):
 
 def real_targets(window):
     """Which targets of a window [B, T + 1] are tokens, 1, and which are padding, 0: float32 [B, T]."""
-    return tf.cast(window[:, 1:] != data_utils.PAD, tf.float32)
+    return tf.cast(window[:, 1:] != PAD, tf.float32)
 
 
 def filled_memory(model, window, number):
@@ -137,11 +140,12 @@ def exp(nats: float) -> float:
 
 def read_text(path: Path, tokenizer, add_eos: bool) -> tuple[np.ndarray, dict]:
     """The tokens of a text file, int32 [N], and how many tokens, words and bytes it has."""
-    words = data_utils.count_words(path)
-    with tempfile.NamedTemporaryFile() as file:
-        data_utils.write_stream(path, tokenizer, add_eos, Path(file.name))
-        stream = np.fromfile(file.name, np.int32)
-    return stream, {"tokens": len(stream), "words": words, "bytes": path.stat().st_size}
+    text = corpora.whole_file(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        stream = Path(temporary, "text.int32")
+        words = tokenization.write_stream(text, tokenizer, add_eos, stream)
+        tokens = np.fromfile(stream, np.int32)
+    return tokens, {"tokens": len(tokens), "words": words, "bytes": text.size}
 
 
 def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None, checkpoint: str = "best", data_dir: Path | None = None,
@@ -154,7 +158,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     if text:
         name = str(text)
-        stream, size = read_text(text, data_utils.load_tokenizer(run.tokenizer), run.data["add_eos"])
+        stream, size = read_text(text, tokenization.load_tokenizer(run.tokenizer), run.data["add_eos"])
     else:
         data_dir = data_dir or Path(run.flags["data_dir"])
         metadata = data_utils.read_metadata(data_dir)
@@ -176,7 +180,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
         "most_likely": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
         "batch_size": batch_size, "seq_len": seq_len, "mem_len": mem_len, "device": device,
         **metrics(score.nll / score.targets, size),
-        "targets": score.targets, "unknown": int(np.sum(stream[1:] == data_utils.UNK)),
+        "targets": score.targets, "unknown": int(np.sum(stream[1:] == UNK)),
         "tokens_per_second": score.targets / sum(score.seconds),
         "ms_per_window": {f"p{p}": 1e3 * float(np.percentile(score.seconds, p)) for p in (50, 95, 99)},
         "flops_per_token": model.flops(batch_size, seq_len, probability) / (batch_size * seq_len),

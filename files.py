@@ -3,21 +3,37 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
+import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
 import cli
 from cli import InputError
 
+BLOCK_BYTES = 1 << 20
+
+
+def blocks(path: Path, start: int = 0, end: float = math.inf) -> Iterator[bytes]:
+    """The content of a file, or of a part of it in bytes, a block at once."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        while block := file.read(int(min(BLOCK_BYTES, end - file.tell()))):
+            yield block
+
+
+def digest(content: Iterable[bytes], name: str = "sha256") -> str:
+    """A hash of blocks of bytes, one after another, in hexadecimal."""
+    hasher = hashlib.new(name)
+    for block in content:
+        hasher.update(block)
+    return hasher.hexdigest()
+
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return digest(blocks(path))
 
 
 def write_whole(path: Path, content: bytes):
@@ -76,8 +92,7 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        import tensorflow as tf
-
-        if not isinstance(error, (OSError, tf.errors.OpError)):
+        tensorflow = sys.modules.get("tensorflow")
+        if not isinstance(error, (OSError, tensorflow.errors.OpError) if tensorflow else OSError):
             raise
         raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or cli.reason(error)}") from None

@@ -15,12 +15,10 @@ import devices
 with cli.quiet():
     import tensorflow as tf
 
-import sentencepiece
-
 from cli import InputError
-from data_utils import BOS, EOS, PAD, UNK
 from model import Draws
 from runs import TrainedRun
+from tokenization import BOS, EOS, PAD, UNK, load_tokenizer
 
 
 def keep_top_k(scores, k: int):
@@ -117,7 +115,7 @@ def main(_):
     mem_len = memory_length(run.flags["mem_len"], run.data["seq_len"])
     model, tau, _ = run.network(FLAGS.checkpoint, mem_len=mem_len, static_shapes=on_gpu)
     writer = Writer(model, tau, on_gpu, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p)
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(run.tokenizer))
+    tokenizer = load_tokenizer(run.tokenizer)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
         prompt = prompt.rstrip()
         tokens = tokenizer.encode(prompt)

@@ -1,7 +1,6 @@
 """What the tests share: a tiny corpus, the data made of it, and a search trained on them."""
 
 import functools
-import itertools
 import random
 import sys
 from pathlib import Path
@@ -68,16 +67,18 @@ def train_in(folder: Path, **settings) -> Path:
 
 
 def when_called(patch, place, count, act):
-    """Lets the `count`-th call of a place in the program begin with `act()`."""
+    """Lets the `count`-th call of a place in the program begin with `act()`. Returns a list that grows with each call."""
     owner, name = place
-    original, calls = getattr(owner, name), itertools.count(1)
+    original, calls = getattr(owner, name), []
 
     def call(*arguments, **settings):
-        if next(calls) == count:
+        calls.append(arguments)
+        if len(calls) == count:
             act()
         return original(*arguments, **settings)
 
     patch.setattr(owner, name, call)
+    return calls
 
 
 @pytest.fixture

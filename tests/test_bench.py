@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 
 import bench
 import data_utils
-import devices
+import cli
 import train
 
 flags.FLAGS(["bench.py"])
@@ -75,7 +75,7 @@ def test_every_part_is_measured(tmp_path, monkeypatch):
 
 def test_the_peak_is_that_of_all_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "seconds", lambda function: 0.5)
-    monkeypatch.setattr(devices, "CORES", 3)
+    monkeypatch.setattr(cli, "CORES", 3)
     with flagsaver.flagsaver(**SMALL | {"repeats": 1}):
         monkeypatch.setattr(bench, "matrix_products", lambda dtype: None)
         step = bench.Bench(tmp_path, False)._train_step()

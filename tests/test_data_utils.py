@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import sentencepiece
 
 import corpora
 import data_utils
+import tokenization
 from cli import InputError
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, write_corpus
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, when_called, write_corpus
+from tokenization import PAD, UNK
 
 WIKITEXT2 = next((folder for folder in (PROJECT / "data" / "wikitext-2", PROJECT.parent / "shared" / "wikitext-2") if folder.exists()), None)
 
@@ -80,34 +83,6 @@ def test_shards_lose_nothing_and_keep_order(shards, tmp_path):
         assert np.array_equal(data_utils.load_stream(folder.parent, "train", metadata), stream)
 
 
-@pytest.mark.parametrize("add_eos", [False, True])
-def test_stream_equals_the_sentencepiece_package(add_eos, data_dir, tmp_path):
-    text = tmp_path / "text.txt"
-    long_line = "word " * 3000
-    text.write_text(f"The first line @-@ here\n\n  {long_line}\nlast, without an end; unknown: ☃")
-    counts = data_utils.write_stream(text, data_utils.load_tokenizer(data_dir / "tokenizer.model"), add_eos, tmp_path / "stream")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
-    expected = [token for line in text.read_text().split("\n") for token in pieces.encode(line) + [data_utils.EOS] * add_eos]
-    stream = np.fromfile(tmp_path / "stream", np.int32)
-    assert stream.tolist() == expected and data_utils.UNK in stream
-    assert counts.tolist() == np.bincount(expected, minlength=VOCAB_SIZE).tolist()
-
-
-def test_long_lines_are_cut_at_spaces_and_nowhere_else(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("short\n" + "word " * 3000 + "\n" + "x" * 10_000)
-    parts = list(data_utils.line_parts(text))
-    lines, line = [], ""
-    for part, line_end in parts:
-        assert len(part) <= data_utils.MAX_CHARS
-        line += part
-        if line_end:
-            lines.append(line)
-            line = ""
-    assert "\n".join(lines) == text.read_text()
-    assert all(part.strip().startswith("word") and part.strip().endswith("word") for part, _ in parts[1:5])
-
-
 def test_metadata_tells_what_the_files_hold(data_dir, corpus_dir):
     metadata = data_utils.read_metadata(data_dir)
     assert (metadata["corpus"], metadata["batch_size"], metadata["seq_len"], metadata["vocab_size"]) == ("markov", BATCH_SIZE, SEQ_LEN, VOCAB_SIZE)
@@ -119,17 +94,10 @@ def test_metadata_tells_what_the_files_hold(data_dir, corpus_dir):
         assert (entry["words"], entry["bytes"], entry["tokens"]) == (len(text.split()), len(text.encode()), len(tokens))
         windows = list(data_utils.load_windows(data_dir, split, metadata).as_numpy_iterator())
         assert entry["steps"] == len(windows)
-        assert sum((window[:, 1:] != data_utils.PAD).sum() for window in windows) == len(tokens) - BATCH_SIZE
+        assert sum((window[:, 1:] != PAD).sum() for window in windows) == len(tokens) - BATCH_SIZE
         if split == "train":
             counts = [int(line) for line in (data_dir / "unigram_counts.txt").read_text().splitlines()]
             assert counts == np.bincount(tokens, minlength=VOCAB_SIZE).tolist()
-
-
-def test_the_tokenizer_folds_case_and_knows_its_special_ids(data_dir):
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
-    assert (pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id()) == (0, 1, 2, 3)
-    assert pieces.encode("ABC") == pieces.encode("abc")
-    assert "@-@" in pieces.encode("a @-@ b", out_type=str)
 
 
 def build(corpus_dir, output_dir, **changes):
@@ -157,15 +125,15 @@ def test_a_trained_tokenizer_is_used_again(corpus_dir, data_dir, tmp_path):
     assert files_of(tmp_path / "data")["train/00000-of-00002.tfrecord"] == (data_dir / "train" / "00000-of-00002.tfrecord").read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["train_tokenizer", "write_stream", "write_records"])
-def test_a_build_that_fails_leaves_the_old_data(stage, corpus_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [(tokenization, "train_tokenizer"), (tokenization, "write_stream"), (data_utils, "write_records")], ids=str)
+def test_a_build_that_fails_leaves_the_old_data(place, corpus_dir, tmp_path, monkeypatch):
     build(corpus_dir, tmp_path / "data")
     before = files_of(tmp_path)
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(data_utils, stage, fail)
+    monkeypatch.setattr(*place, fail)
     with pytest.raises(OSError):
         build(corpus_dir, tmp_path / "data")
     assert files_of(tmp_path) == before
@@ -184,12 +152,56 @@ def test_a_failing_rename_leaves_the_old_data(corpus_dir, tmp_path, monkeypatch)
         patch.setattr(Path, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(corpus_dir, tmp_path / "data")
-    assert files_of(tmp_path) == before
-    (tmp_path / ".data.partial").mkdir()  # as after a kill between the two renames
-    (tmp_path / "data").rename(tmp_path / ".data.partial" / "old")
+    assert files_of(tmp_path / "data") == {path.removeprefix("data/"): content for path, content in before.items()}
+    (tmp_path / "data").rename(tmp_path / ".data.partial" / "old")  # as after a kill between the two renames
     with pytest.raises(InputError):
         build(corpus_dir, tmp_path / "data", vocab_size=100_000)
     assert files_of(tmp_path) == before
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("place, count, done", [
+    ((tokenization, "train_tokenizer"), 1, 0), ((tokenization, "encode"), 1, 0), ((tokenization, "encode"), 5, 4), ((data_utils, "write_records"), 2, None)], ids=str)
+def test_a_build_that_was_killed_goes_on_where_it_was(place, count, done, corpus_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenization, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(corpora, "BREAK_BYTES", 200)
+    monkeypatch.setattr(tokenization, "_in_order", lambda processes, function, arguments: (tokenization.encode(*each) for each in arguments))
+    build(corpus_dir, tmp_path / "whole")
+    chunks = sum(len(list(corpora.chunks(part, 2000))) for text in corpora.from_folder(corpus_dir).texts.values() for part in text.parts)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        when_called(patch, place, count, kill)
+        build(corpus_dir, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    with monkeypatch.context() as patch:
+        calls, trained = (when_called(patch, (tokenization, name), 0, kill) for name in ("encode", "train_tokenizer"))
+        build(corpus_dir, tmp_path / "data")
+    assert len(trained) == (place[1] == "train_tokenizer") and (done is None or len(calls) == chunks - done)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "whole") and {path.name for path in tmp_path.iterdir()} == {"data", "whole"}
+
+
+@pytest.mark.parametrize("change", ["another text", "other flags", "a damaged note of the work"])
+def test_what_was_done_for_another_build_is_not_used(change, corpus_dir, tmp_path, monkeypatch):
+    corpus = shutil.copytree(corpus_dir, tmp_path / "corpus")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        when_called(patch, (data_utils, "write_records"), 1, kill)
+        build(corpus, tmp_path / "data")
+    settings = {}
+    if change == "another text":
+        (corpus / "train.txt").write_text((corpus / "train.txt").read_text().replace("a", "b"))
+    elif change == "other flags":
+        settings = {"add_eos": True}
+    elif "work" in change:
+        (tmp_path / ".data.partial" / "work.json").write_text("{")
+    build(corpus, tmp_path / "data", **settings)
+    build(corpus, tmp_path / "other", **settings)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "other")
 
 
 @pytest.mark.parametrize("metadata", [None, "{}", '{"sha256": 1}', '{"mine": 1}'])
@@ -225,15 +237,6 @@ def test_bad_text_is_refused_in_one_line(corpus_dir, tmp_path):
         assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
 
 
-def test_a_foreign_tokenizer_is_refused(corpus_dir, tmp_path):
-    sentencepiece.SentencePieceTrainer.train(input=str(corpus_dir / "train.txt"), model_prefix=str(tmp_path / "other"), vocab_size=100, minloglevel=2)
-    with pytest.raises(InputError, match="pad id -1"):
-        data_utils.load_tokenizer(tmp_path / "other.model")
-    (tmp_path / "noise.model").write_bytes(b"noise")
-    with pytest.raises(InputError, match="noise.model is not a SentencePiece model"):
-        data_utils.load_tokenizer(tmp_path / "noise.model")
-
-
 def test_missing_and_damaged_data_are_named(corpus_dir, tmp_path):
     with pytest.raises(InputError, match="run ./make_data.sh first"):
         data_utils.read_metadata(tmp_path / "data")
@@ -259,4 +262,4 @@ def test_wikitext2_has_the_published_number_of_words(tmp_path):
     words = {split: entry["words"] for split, entry in data_utils.read_metadata(tmp_path / "data")["splits"].items()}
     assert words == {"train": 2_051_910, "valid": 213_886, "test": 241_211}
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "data" / "tokenizer.model"))
-    assert data_utils.UNK not in pieces.encode("the <unk> of 1 @,@ 000 @-@ year")  # "<unk>" is a word of this corpus
+    assert UNK not in pieces.encode("the <unk> of 1 @,@ 000 @-@ year")  # "<unk>" is a word of this corpus

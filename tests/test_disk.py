@@ -14,6 +14,7 @@ import pytest
 import chaos
 import corpora
 import data_utils
+import tokenization
 import train
 from chaos import differences
 from checkpoints import Checkpoints
@@ -49,13 +50,13 @@ def test_a_disk_that_is_full_while_training_stops_the_run_and_loses_nothing(limi
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("stage, size", [
-    ("count_words", 0), ("train_tokenizer", 100_000), ("load_tokenizer", 0), ("write_stream", 0), ("write_stream", 9000), ("write_records", 0),
-    ("write_records", 9000), ("versions", 0), ("versions", 1000)])
-def test_a_disk_that_is_full_while_data_are_made_leaves_the_old_data(stage, size, limit_files, corpus_dir, data_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place, size", [
+    ((data_utils, "versions"), 0), ((tokenization, "train_tokenizer"), 100_000), ((tokenization, "load_tokenizer"), 0), ((tokenization, "write_stream"), 0),
+    ((tokenization, "encode"), 9000), ((data_utils, "write_records"), 0), ((data_utils, "write_records"), 9000), ((data_utils, "num_windows"), 0)], ids=str)
+def test_a_disk_that_is_full_while_data_are_made_leaves_the_old_data(place, size, limit_files, corpus_dir, data_dir, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(data_dir, tmp_path / "data"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    when_called(monkeypatch, (data_utils, stage), 1, lambda: limit_files(size))
+    when_called(monkeypatch, place, 1, lambda: limit_files(size))
     with pytest.raises(OSError, match=rf"^cannot write {tmp_path}/\S+: .*File too large") as error:
         data_utils.build(corpora.from_folder(corpus_dir), folder, VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None,
                          batch_size=2, seq_len=SEQ_LEN, shards=1)
@@ -110,7 +111,7 @@ def test_a_small_disk(corpus_dir, run_train, tmp_path):
     assert re.match(r"failed with 1: error: cannot write logs/run/\S+: .*No space left on device", train_full), train_full
     assert re.match(r"failed with 1: error: cannot write \S+: .*No space left on device", make_full), make_full
     assert train_read_only == "failed with 1: error: cannot write logs/run: Read-only file system"
-    assert re.match("failed with 1: error: cannot write /mnt/.data.partial: Read-only file system", make_read_only), make_read_only
+    assert re.match("failed with 1: error: cannot write /mnt/.data.partial/work.json: Read-only file system", make_read_only), make_read_only
     kept = Checkpoints(tmp_path / "kept" / "checkpoints")
     assert kept.steps()[0] <= 60 <= kept.steps()[-1] and not any(map(kept.damage, kept.steps()))
     assert TrainedRun(tmp_path / "resumed").architecture and data_utils.read_metadata(tmp_path / "data")["batch_size"] == 4

@@ -54,11 +54,11 @@ class Server:
 @pytest.fixture
 def download(monkeypatch, tmp_path):
     """A function that downloads the three texts above, as WikiText-2, from a server with a given answer: (corpus, server)."""
-    table = {split: (len(text), hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()) for split, text in TEXTS.items()}
-    monkeypatch.setattr(corpora, "WIKITEXT2", table)
-    monkeypatch.setattr(corpora, "ARCHIVE_BYTES", 100_000)
+    sha1 = {split: hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() for split, text in TEXTS.items()}
+    published = corpora.WIKITEXT["wikitext-2"]._replace(archive_bytes=100_000, split_bytes=300, sha1=sha1)
+    monkeypatch.setattr(corpora, "WIKITEXT", {"wikitext-2": published})
     monkeypatch.setattr(corpora, "STALL_SECONDS", LIMIT / 2)
-    monkeypatch.setattr(corpora, "DOWNLOAD_SECONDS", LIMIT)
+    monkeypatch.setattr(corpora, "SLOWEST", 2 * published.archive_bytes / LIMIT)
     monkeypatch.setenv("no_proxy", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     servers = []
@@ -67,7 +67,7 @@ def download(monkeypatch, tmp_path):
         servers.append(Server(answer, tls))
         monkeypatch.setattr(corpora, "FILES_URL", servers[-1].address + "/{split}.txt")
         monkeypatch.setattr(corpora, "ARCHIVE_URL", servers[-1].address + "/archive.zip")
-        return corpora.wikitext2(tmp_path / "wikitext-2"), servers[-1]
+        return corpora.wikitext("wikitext-2", tmp_path / "wikitext-2"), servers[-1]
 
     yield download_from
     for server in servers:
@@ -106,7 +106,7 @@ def redirect(connection, path):
 @pytest.mark.parametrize("answer", [serve_files, serve_archive, redirect])
 def test_an_honest_server_is_believed(answer, download, tmp_path):
     corpus, server = download(answer)
-    assert {split: path.read_bytes() for split, path in corpus.paths.items()} == TEXTS and server.asked
+    assert {split: text.parts[0].path.read_bytes() for split, text in corpus.texts.items()} == TEXTS and server.asked
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["test.txt", "train.txt", "valid.txt", "wikitext-2"]
 
 

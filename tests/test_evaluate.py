@@ -11,6 +11,7 @@ import tensorflow as tf
 from absl.testing import flagsaver
 
 import data_utils
+import tokenization
 import evaluate
 import files
 import train
@@ -55,7 +56,7 @@ def test_padding_carries_no_loss():
     with flagsaver.flagsaver(**TINY):
         model = train.build_model(VOCAB_SIZE, static_shapes=False)
     padded = np.random.default_rng(0).integers(4, VOCAB_SIZE, [BATCH_SIZE, SEQ_LEN + 1])
-    padded[:, 5:] = data_utils.PAD
+    padded[:, 5:] = tokenization.PAD
     nll, _ = evaluate.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
     short, _ = evaluate.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
     assert np.array_equal(evaluate.real_targets(tf.constant(padded)), np.tile(np.arange(SEQ_LEN) < 4, [BATCH_SIZE, 1]))

@@ -36,7 +36,8 @@ TRAIN = dict(
     opt_name=(["adam", "adamw", "nadam", "rmsprop", "sgd"], ["", "x"]), max_lr=(["0", "1e-4", "1"], NO_FLOAT), warmup_steps=(["0", "1", "2147483647"], NO_INTEGER),
     clipvalue=(["1e-6", "10"], [*NO_FLOAT, "0"]), clipnorm=(["1e-6", "10"], [*NO_FLOAT, "0"]), epochs=(["1", "2147483647"], NO_SIZE),
     max_steps=(["1", "2147483647"], NO_SIZE), seed=(["0", "2147483647"], NO_INTEGER), log_every=(["1", "2147483647"], NO_SIZE),
-    save_every=(["1", "1m", "9" * 30], ["", "0", "0m", "m", "-1", "1h", "1.5m"]), jit_compile=(["auto", "false"], ["", "x"]), mixed_precision=BOOLEAN)
+    save_every=(["1", "1m", "9" * 30], ["", "0", "0m", "m", "-1", "1h", "1.5m"]), jit_compile=(["auto", "false"], ["", "x"]),
+    distribute=(["auto", "none", "mirrored"], ["", "x", "multi_worker"]), accumulate=(["1", "2", "4"], [*NO_SIZE, "3", "8"]), mixed_precision=BOOLEAN)
 
 
 OF_A_SEARCH = dict(search="joint", arch_lr_factor="1", gumbel_per_row="false", latency_weight="0", straight_through="false", tau_is_trainable="false")
@@ -87,10 +88,10 @@ class Trained(BaseException):
     """Two steps have been trained, and what they left is finite."""
 
 
-def train_two_steps(trainer, run):
+def train_two_steps(trainer, run, heed_signals):
     for _ in range(min(2, trainer.last_step)):
         trainer.train(1)
-    trainer.check_finite()
+    trainer.complete_state()
     raise Trained
 
 

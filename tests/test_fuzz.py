@@ -12,6 +12,7 @@ import tensorflow as tf
 import corpora
 import data_utils
 import files
+import tokenization
 from cli import InputError
 from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE, write_corpus
 from runs import TrainedRun
@@ -142,9 +143,9 @@ def test_any_text_becomes_the_tokens_of_its_lines(text, data_dir, tmp_path):
     metadata = data_utils.read_metadata(tmp_path / "data")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
     lines = text.removeprefix("\ufeff").removesuffix("\n").split("\n")
-    expected = [token for line in lines for token in [*pieces.encode(line.rstrip("\r")), data_utils.EOS]]
+    expected = [token for line in lines for token in [*pieces.encode(line.rstrip("\r")), tokenization.EOS]]
     if "x" * 9999 in text:  # long lines are cut, which adds the mark of a word's beginning to each part
-        expected = [token for part in (text[start:start + 4096] for start in range(0, len(text), 4096)) for token in pieces.encode(part)] + [data_utils.EOS]
+        expected = [token for part in (text[start:start + 4096] for start in range(0, len(text), 4096)) for token in pieces.encode(part)] + [tokenization.EOS]
     assert data_utils.load_stream(tmp_path / "data", "valid", metadata).tolist() == expected
 
 
@@ -152,11 +153,11 @@ def test_any_text_becomes_the_tokens_of_its_lines(text, data_dir, tmp_path):
 def test_a_tokenizer_learns_from_any_text_or_says_why_not(text, tmp_path):
     (tmp_path / "text.txt").write_bytes(text.encode())
     try:
-        data_utils.train_tokenizer(tmp_path / "text.txt", tmp_path / "tokenizer", 30, lowercase=True)
+        tokenization.train_tokenizer(corpora.whole_file(tmp_path / "text.txt"), tmp_path / "tokenizer", 30, lowercase=True)
     except InputError as error:
         assert "--vocab_size=30 does not suit text.txt" in str(error) and "\n" not in str(error)
     else:
-        data_utils.load_tokenizer(tmp_path / "tokenizer.model")
+        tokenization.load_tokenizer(tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize("content, message", [

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import generate
 from conftest import PROJECT
-from data_utils import BOS, PAD, UNK
+from tokenization import BOS, PAD, UNK
 from generate import Writer
 from runs import TrainedRun
 
