@@ -14,6 +14,7 @@ import files
 from cli import InputError
 
 HASHES = "sha256.json"
+REPLACED = ".replaced"
 
 
 class Checkpoints:
@@ -51,6 +52,7 @@ class Checkpoints:
         """
         folder, partial, removed = (self._folder / name for name in (str(step), "partial", "removed"))
         with files.named(folder):
+            self._put_back()
             for rest in (partial, removed):
                 shutil.rmtree(rest, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -61,9 +63,9 @@ class Checkpoints:
                     files.sync(path)
                 files.write_json(partial / HASHES, {"checkpoint": {path.name: files.sha256(path) for path in paths}})
                 if folder.exists():
-                    folder.rename(removed)
+                    folder.rename(folder.with_suffix(REPLACED))
                 partial.rename(folder)
-                shutil.rmtree(removed, ignore_errors=True)
+                shutil.rmtree(folder.with_suffix(REPLACED), ignore_errors=True)
                 for other in self._superfluous(step):
                     (self._folder / str(other)).rename(removed)
                     shutil.rmtree(removed)
@@ -91,6 +93,7 @@ class Checkpoints:
         Raises:
           InputError: none can be restored.
         """
+        self._put_back()
         steps = self.steps()
         for step in reversed(steps):
             if damage := self.damage(step):
@@ -100,6 +103,12 @@ class Checkpoints:
             return step
         if steps:
             raise InputError(f"no checkpoint in {self._folder} can be restored: delete {self._folder.parent} to train from the start")
+
+    def _put_back(self):
+        """Puts a checkpoint back in its place if the process was killed before that which should replace it was there."""
+        for replaced in self._folder.glob(f"*{REPLACED}"):
+            if not replaced.with_suffix("").exists():
+                replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
         """The checkpoints to remove when that of `step` has been written: all but the last few, and those of later steps, which

@@ -26,44 +26,40 @@ class InputError(ValueError):
     """Something the user gave cannot work; the message is one line that says what and what to do."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which then takes the way of SIGINT: a cluster asks for what a user asks for with Ctrl-C."""
+class Interrupted(KeyboardInterrupt):
+    """What asks the program to stop: Ctrl-C, a cluster that takes the machine away, a terminal that is closed."""
 
-
-INTERRUPTS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-
-
-def handle_sigterm():
-    """Lets SIGTERM raise `Terminated` from here on."""
-    def terminate(number, frame):
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
+    def __init__(self, number: int):
+        self.number = number
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[list[int]]:
-    """A block that SIGINT and SIGTERM do not break into: they wait in the list that it is given, or else take effect at its end."""
+    """A block that SIGINT, SIGTERM and SIGHUP do not break into: they wait in the list that it is given, or else take effect at its end."""
     waiting = []
-    handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield waiting
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if waiting:
-        signal.raise_signal(waiting[0])
+        raise Interrupted(waiting[0])
 
 
 @contextlib.contextmanager
 def quiet():
-    """Drops what native libraries print while they load: TensorFlow's greeting, which no setting turns off."""
+    """Drops what native libraries print while they load, TensorFlow's greeting, which no setting turns off; Ctrl-C simply ends it."""
     sys.stderr.flush()
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL) if signal.getsignal(signal.SIGINT) == signal.default_int_handler else None
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
+        if interrupt:
+            signal.signal(signal.SIGINT, interrupt)
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
@@ -72,8 +68,7 @@ def quiet():
 def run(main):
     """Runs `main(argv)` with parsed absl flags.
 
-    Bad flags, bad input, file errors and the other `FAILURES` exit with status 1 and one line; SIGINT with 130, and SIGTERM where it
-    is handled with 143.
+    Bad flags, bad input, file errors and the other `FAILURES` exit with status 1 and one line, a signal with 128 and its number.
     """
 
     def parse(argv):
@@ -95,8 +90,9 @@ def run(main):
         except (InputError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt as interrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             print("interrupted", file=sys.stderr)
-            sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT))
+            sys.exit(128 + getattr(interrupt, "number", signal.SIGINT))
         except Exception as error:
             if type(error).__name__ not in FAILURES:
                 raise

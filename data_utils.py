@@ -9,6 +9,7 @@ TensorFlow is imported where it is used: the processes that tokenize do without 
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -159,15 +160,22 @@ def _workspace(output_dir: Path, work: dict) -> Iterator[Path]:
     def clear():
         if (workspace / "old").exists() and not output_dir.exists():  # stopped between the two renames
             (workspace / "old").rename(output_dir)
-        shutil.rmtree(workspace / "new", ignore_errors=True)
+        for rest in ("old", "new"):
+            shutil.rmtree(workspace / rest, ignore_errors=True)
 
+    with files.named(workspace):
+        workspace.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(workspace, os.O_RDONLY)
+    if not files.lock(descriptor):
+        raise InputError(f"{output_dir} is being made by another process")
     clear()
     try:
         same = files.read_json(workspace / "work.json") == work
     except (OSError, InputError):
         same = False
     if not same:
-        shutil.rmtree(workspace, ignore_errors=True)
+        for path in workspace.iterdir():
+            path.unlink()
         files.write_json(workspace / "work.json", work)
     killed = True
     try:
@@ -180,6 +188,7 @@ def _workspace(output_dir: Path, work: dict) -> Iterator[Path]:
         clear()
         if not killed:
             shutil.rmtree(workspace, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _foreign_files(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Files that appear as a whole or not at all, and that tell when they are no longer what was written."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -84,6 +85,17 @@ def sync(path: Path):
     """Waits until a file is on the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def lock(descriptor: int) -> bool:
+    """Locks an open file or folder for this process, until it ends or closes it. Returns False where another one has locked it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        pass
+    return True
 
 
 @contextlib.contextmanager

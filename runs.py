@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import sys
@@ -24,7 +23,7 @@ from model import KINDS, LETTERS, PARTransformerXL, by_path
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
 FREE_FLAGS = ("data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate")
 CHECKPOINTS_KEPT = 3
-READ_BACK = {"flags": ("data_dir", "mem_len", "mixed_precision"),
+READ_BACK = {"flags": ("data_dir", "architecture", "mem_len", "mixed_precision"),
              "data": ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer_sha256"),
              "model": ("vocab_size", "architecture")}  # of a configuration, by those who use a trained network
 
@@ -36,7 +35,7 @@ class Run:
       folder: of the run.
       config: {"flags": ..., "data": ..., "model": ...}; what the run is, and the arguments of its network.
       data_dir: where the tokenizer is, which whoever uses the network will need.
-      state: what its checkpoints hold; `weights`, `tau`, `best_loss` and `evaluation_due` among it.
+      state: what its checkpoints hold; `weights`, `tau`, `best_loss` and `evaluated` among it.
 
     Raises:
       InputError: the folder holds a run of another configuration, or one that goes on elsewhere, or checkpoints none of which
@@ -45,7 +44,8 @@ class Run:
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         self.folder, self._corpus, self._state = folder, config["data"]["corpus"], state
-        if (folder / "config.json").exists():
+        self._checkpoints, self._best = Checkpoints(folder / "checkpoints", keep=CHECKPOINTS_KEPT), Checkpoints(folder / "best")
+        if (folder / "config.json").exists() or self._checkpoints.steps():
             _check_same(folder, config)
         with files.named(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,12 +54,13 @@ class Run:
         for name in ("tokenizer.model", "tokenizer.vocab"):
             files.write_whole(folder / name, (data_dir / name).read_bytes())
         files.write_json(folder / "config.json", config)
-        self._checkpoints, self._best = Checkpoints(folder / "checkpoints", keep=CHECKPOINTS_KEPT), Checkpoints(folder / "best")
         self._best_state = tf.train.Checkpoint(weights=state.weights, tau=state.tau)
         self.resumed = self._checkpoints.restore_last(state, self.say)
-        last = -1 if self.resumed is None else self.resumed
-        _forget_events(folder / "train", after=last)
-        _forget_events(folder / "valid", after=last - int(state.evaluation_due))
+        for damage in filter(None, map(self._best.damage, self._best.steps())):
+            self.say(f"{damage}: the best network from now on is kept")
+            state.best_loss.assign(np.inf)
+        self._forget_events("train", after=-1 if self.resumed is None else self.resumed)
+        self._forget_events("valid", after=-1 if self.resumed is None else int(state.evaluated))
         self._writers = {split: tf.summary.create_file_writer(str(folder / split)) for split in ("train", "valid")}
 
     def describe(self, config: dict, model, device: str, versions: dict):
@@ -83,7 +84,8 @@ class Run:
 
     def progress(self, done: int, values: dict):
         """Shows on the console how many steps of the epoch are done, and some numbers."""
-        self._bar.update(done, values.items())
+        with contextlib.suppress(OSError):  # of a console that has gone
+            self._bar.update(done, values.items())
 
     def scalars(self, split: str, step: int, values: dict):
         """Writes numbers to TensorBoard; those of `train` and `valid` share a chart."""
@@ -134,11 +136,41 @@ class Run:
         for handler in self._log.handlers:
             handler.close()
 
+    def _forget_events(self, split: str, after: int):
+        """Removes the TensorBoard events of later steps than `after`: they will be recorded again."""
+        for path in (self.folder / split).glob("events*"):
+            events, kept, damaged = 0, [], False
+            try:
+                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                    events += 1
+                    if tf.compat.v1.Event.FromString(record).step <= after:
+                        kept.append(record)
+            except tf.errors.DataLossError:  # most often of the last one, where the process was killed while it wrote
+                damaged = True
+                self.say(f"{path} is damaged after its first {events:,} events: the others, up to step {after:,}, are lost")
+            if len(kept) <= 1:  # the first tells the version of the format
+                path.unlink()
+            elif damaged or len(kept) < events:
+                partial = path.with_name("partial")
+                with files.named(path):
+                    try:
+                        with tf.io.TFRecordWriter(str(partial)) as writer:
+                            for record in kept:
+                                writer.write(record)
+                        partial.replace(path)
+                    finally:
+                        partial.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def _events(self, split: str, step: int) -> Iterator[None]:
         """What is recorded in this block goes to the TensorBoard events of a split at a step."""
         with files.named(self.folder / split), self._writers[split].as_default(step):
             yield
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there is a run in a folder, of which something would be lost."""
+    return bool(Checkpoints(folder / "checkpoints").steps())
 
 
 class Onlooker:
@@ -206,7 +238,8 @@ class TrainedRun:
             raise InputError(f"{self.folder} has no checkpoint '{checkpoint}': there is {', '.join(there) or 'none yet'}")
         checkpoints, step = there[checkpoint]
         if damage := checkpoints.damage(step):
-            raise InputError(f"{damage}: choose another with --checkpoint, of {', '.join(there)}")
+            others = [name for name, (checkpoints, step) in there.items() if not checkpoints.damage(step)]
+            raise InputError(f"{damage}: choose another with --checkpoint, of {', '.join(others) or 'which there is none'}")
         model, tau = PARTransformerXL(**self._config["model"] | changes), tf.Variable(0.0)
         checkpoints.restore(tf.train.Checkpoint(weights=by_path(model.weights), tau=tau), step)
         return model, float(tau), step
@@ -245,25 +278,11 @@ def _check_same(folder: Path, now: dict):
         raise InputError(f"{folder} is a run of another configuration ({'; '.join(differences)}): choose another --model_name")
 
 
-def _forget_events(folder: Path, after: int):
-    """Removes the TensorBoard events of later steps than `after`: they will be recorded again."""
-    for path in folder.glob("events*"):
-        events, kept, torn = 0, [], False
-        try:
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                events += 1
-                if tf.compat.v1.Event.FromString(record).step <= after:
-                    kept.append(record)
-        except tf.errors.DataLossError:  # the last one, where the process was killed while it wrote
-            torn = True
-        if len(kept) <= 1:  # the first tells the version of the format
-            path.unlink()
-        elif torn or len(kept) < events:
-            partial = folder / "partial"
-            with tf.io.TFRecordWriter(str(partial)) as writer:
-                for record in kept:
-                    writer.write(record)
-            partial.replace(path)
+class _Console(logging.StreamHandler):
+    """The console, which may go while a run goes on."""
+
+    def handleError(self, record):
+        pass
 
 
 class _LogFile(logging.FileHandler):
@@ -272,12 +291,8 @@ class _LogFile(logging.FileHandler):
     def __init__(self, path: Path):
         super().__init__(path)
         self._path = path
-        try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path.parent} is being trained by another process") from None
-        except OSError:  # some network file systems have no locks
-            pass
+        if not files.lock(self.stream.fileno()):
+            raise InputError(f"{path.parent} is being trained by another process")
 
     def emit(self, record):
         with files.named(self._path):
@@ -293,7 +308,7 @@ class _LogFile(logging.FileHandler):
 
 def _open_log(path: Path) -> logging.Logger:
     """A logger whose lines go on in a file, those of level INFO and above to the console too."""
-    console, file = logging.StreamHandler(sys.stdout), _LogFile(path)
+    console, file = _Console(sys.stdout), _LogFile(path)
     console.setLevel(logging.INFO)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.Logger(path.stem)

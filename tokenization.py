@@ -159,15 +159,15 @@ def write_stream(text: Text, tokenizer, add_eos: bool, stream: Path, processes: 
     start, before = time.monotonic(), done["tokens"]
     with files.named(stream), open(stream, "ab") as file:
         file.truncate(4 * before)
-        for tokens, words in _in_order(processes, encode, arguments):
+    for tokens, words in _in_order(processes, encode, arguments):
+        with files.named(stream), open(stream, "ab") as file:
             file.write(tokens.tobytes())
-            done = {"chunks": done["chunks"] + 1, "tokens": done["tokens"] + len(tokens), "words": done["words"] + words}
-            if len(chunks) > 1:
-                file.flush()
-                files.sync(stream)
-                files.write_json(progress, done)
-                speed = (done["tokens"] - before) / (time.monotonic() - start)
-                print(f"\r{text.name}: {done['chunks'] / len(chunks):.0%}, {done['tokens']:,} tokens, {speed:,.0f} tokens/s", end="", flush=True)
+        done = {"chunks": done["chunks"] + 1, "tokens": done["tokens"] + len(tokens), "words": done["words"] + words}
+        if len(chunks) > 1:
+            files.sync(stream)
+            files.write_json(progress, done)
+            speed = (done["tokens"] - before) / (time.monotonic() - start)
+            print(f"\r{text.name}: {done['chunks'] / len(chunks):.0%}, {done['tokens']:,} tokens, {speed:,.0f} tokens/s", end="", flush=True)
     if len(chunks) > 1:
         print()
     if not done["words"]:

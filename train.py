@@ -32,7 +32,7 @@ from cli import InputError
 from cutoffs import read_counts
 from evaluate import Evaluator, exp, filled_memory, metrics, real_targets, window_nll
 from model import KINDS, LETTERS, SEARCH, Block, Draws, PARTransformerXL, by_path, score_bias
-from runs import Onlooker, Run, TrainedRun
+from runs import Onlooker, Run, TrainedRun, has_begun
 
 DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
@@ -94,6 +94,10 @@ flags.register_multi_flags_validator(["clipvalue", "clipnorm"], lambda f: f["cli
 # The parts that the flags describe
 
 
+def run_dir() -> Path:
+    return Path("logs") / MODEL_NAME.value
+
+
 def architecture() -> list[str]:
     """The kind of each block.
 
@@ -101,7 +105,9 @@ def architecture() -> list[str]:
       InputError: --architecture is none of what it may be, or names a run that has not finished, or leaves nothing to search for
         flags that are about the search.
     """
-    text = ARCHITECTURE.value or (TrainedRun(Path(INIT_FROM.value)).architecture if INIT_FROM.value else SEARCH)
+    text = ARCHITECTURE.value or SEARCH
+    if INIT_FROM.value and not ARCHITECTURE.value:
+        text = TrainedRun(run_dir()).flags["architecture"] if has_begun(run_dir()) else TrainedRun(Path(INIT_FROM.value)).architecture
     if text == SEARCH:
         return [SEARCH] * NUM_LAYERS.value
     if text == "random":
@@ -282,7 +288,7 @@ class Trainer:
             memory = tf.Variable(self.model.empty_memory(metadata["batch_size"]))  # [A, B, M, D]
             self.state = tf.train.Checkpoint(
                 weights=by_path(self.model.weights), step=step, memory=memory, tau=tf.Variable(TAU_START.value),
-                best_loss=tf.Variable(math.inf, dtype=tf.float64), evaluation_due=tf.Variable(False), latency=latency,
+                best_loss=tf.Variable(math.inf, dtype=tf.float64), evaluated=tf.Variable(0, dtype=tf.int64), latency=latency,
                 optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
         self._iterator = self._memory = None  # on the replicas, while training goes on
         # XLA compiles no communication between replicas: with a strategy it compiles the gradients alone, otherwise the whole step.
@@ -293,6 +299,11 @@ class Trainer:
     @property
     def step(self) -> int:
         return int(tf.convert_to_tensor(self.state.step))
+
+    @property
+    def epoch_end(self) -> int:
+        """Where the epoch ends that is being trained, or waits to be evaluated; or the run."""
+        return min((int(self.state.evaluated) // self.steps_per_epoch + 1) * self.steps_per_epoch, self.last_step)
 
     def greatest(self, *numbers: float) -> list[float]:
         """Each number, the greatest that any worker gives for it; all workers must call this at the same point."""
@@ -311,6 +322,7 @@ class Trainer:
 
         Raises:
           FloatingPointError: the loss of a step is not finite.
+          InputError: the data have been replaced.
         """
         if self._iterator is None:
             self._iterator = iter(self._windows(first=self.step % self.steps_per_epoch))
@@ -319,7 +331,11 @@ class Trainer:
             self.state.epoch.assign(np.zeros(3))
         start = time.perf_counter()
         for names, steps in itertools.groupby(range(self.step, self.step + num_steps), self._trained_at):
-            self._memory, sizes = self._train_steps(self._iterator, self._memory, tf.constant(len(list(steps))), names)
+            try:
+                self._memory, sizes = self._train_steps(self._iterator, self._memory, tf.constant(len(list(steps))), names)
+            except tf.errors.InvalidArgumentError:  # windows of another size, ids of another vocabulary
+                self._check_data()
+                raise
             if not math.isfinite(self.state.line[0]):
                 raise _not_finite(f"the loss of step {self.step:,}", dict(zip(self.state.weights, sizes.numpy())))
         seconds = time.perf_counter() - start
@@ -338,6 +354,7 @@ class Trainer:
     def evaluate(self, split: str, between: Callable[[], None]) -> dict:
         """The metrics of every target of a split, without noise; calls `between` after each window."""
         stream = data_utils.load_stream(self._data_dir, split, self.metadata)
+        self._check_data()
         score = self._evaluator(stream, self.metadata["batch_size"], self.metadata["seq_len"], self.tau, between)
         if not math.isfinite(score.nll):
             raise _not_finite(f"the loss of {split} after step {self.step:,}", _sizes(self.state.weights))
@@ -348,13 +365,19 @@ class Trainer:
 
         Raises:
           FloatingPointError: one is not finite.
+          InputError: the data have been replaced.
         """
+        self._check_data()
         if self._memory is not None:
             self.state.memory.assign(devices.gather_rows(self._strategy, self._memory, axis=1))
         for variables in (self.state.weights, *self.state.optimizers.values(), {"memory": self.state.memory}):
             sizes = _sizes(variables)
             if not np.isfinite(list(sizes.values())).all():
                 raise _not_finite(f"what step {self.step:,} left", sizes)
+
+    def _check_data(self):
+        if data_utils.read_metadata(self._data_dir) != self.metadata:
+            raise InputError(f"{self._data_dir} has been made anew while it was in use: stopped; the last checkpoint is from before")
 
     def epoch_metrics(self) -> dict:
         """The metrics of the last epoch as far as it was trained, with noise and dropout."""
@@ -485,10 +508,10 @@ def next_multiple(step: int, interval: float) -> float:
 
 def train_epoch(trainer: Trainer, run: Run, heed_signals: Callable[[], None]):
     """Trains to the end of the epoch or of the run, about a second at once: so long a signal to stop has to wait."""
-    start = trainer.step
-    epoch = start // trainer.steps_per_epoch
-    end = min((epoch + 1) * trainer.steps_per_epoch, trainer.last_step)
-    run.begin_epoch(f"epoch {epoch + 1} of {EPOCHS.value}, steps {start + 1:,} to {end:,} of {trainer.total_steps:,}, {trainer.metadata['corpus']}", end - start)
+    start, end = trainer.step, trainer.epoch_end
+    if start == end:
+        return
+    run.begin_epoch(f"epoch {start // trainer.steps_per_epoch + 1} of {EPOCHS.value}, steps {start + 1:,} to {end:,} of {trainer.total_steps:,}, {trainer.metadata['corpus']}", end - start)
     save_steps, save_seconds = save_interval()
     last_save, at_once = time.monotonic(), 1
     while trainer.step < end:
@@ -500,7 +523,6 @@ def train_epoch(trainer: Trainer, run: Run, heed_signals: Callable[[], None]):
             run.progress(trainer.step - start, write_line(trainer, run))
         if trainer.step == end:
             run.heat_map(end, trainer.model.pi())
-            trainer.state.evaluation_due.assign(True)
         elif trainer.step % save_steps == 0 or since_save >= save_seconds:
             save(trainer, run)
             last_save = time.monotonic()
@@ -523,10 +545,13 @@ def write_line(trainer: Trainer, run: Run) -> dict:
 
 def validate(trainer: Trainer, run: Run, heed_signals: Callable[[], None]) -> dict:
     """Scores the validation split and saves. Returns its metrics."""
+    if trainer.state.line[1]:  # stopped in the middle of an epoch, which is now to be its end
+        write_line(trainer, run)
     valid = trainer.evaluate("valid", heed_signals)
+    trainer.state.evaluated.assign(trainer.step)
+    trainer.complete_state()
     run.evaluation(trainer.step, valid)
-    trainer.state.evaluation_due.assign(False)
-    save(trainer, run)
+    run.save(trainer.step)
     return valid
 
 
@@ -537,14 +562,14 @@ def save(trainer: Trainer, run: Run):
 
 @contextlib.contextmanager
 def saved_when_interrupted(trainer: Trainer, run: Run) -> Iterator[Callable[[], None]]:
-    """A block that SIGINT and SIGTERM stop where it calls the function that it is given, and only there; on all workers if on one."""
+    """A block that signals stop where it calls the function that it is given, and only there; on all workers if on one."""
     with cli.uninterrupted() as waiting:
         def heed_signals():
             number, = trainer.greatest(waiting[0] if waiting else 0)
             if number:
                 save(trainer, run)
                 run.say(f"interrupted at step {trainer.step:,} and saved: the same command goes on from here")
-                raise cli.INTERRUPTS[number]
+                raise cli.Interrupted(int(number))
 
         yield heed_signals
 
@@ -559,19 +584,20 @@ def check_agreement(trainer: Trainer, config: dict):
 
 
 def main(_):
-    cli.handle_sigterm()
-    data_dir, run_dir = Path(DATA_DIR.value), Path("logs") / MODEL_NAME.value
+    data_dir, folder = Path(DATA_DIR.value), run_dir()
     metadata = data_utils.read_metadata(data_dir)
     device, on_gpu = devices.prepare(MIXED_PRECISION.value)
     strategy = devices.strategy(DISTRIBUTE.value)
     keras.utils.set_random_seed(SEED.value)
     trainer = Trainer(data_dir, metadata, on_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true", strategy)
     model, config = trainer.model, configuration(metadata)
-    if INIT_FROM.value:
+    if INIT_FROM.value and not has_begun(folder):
         take_weights(model, Path(INIT_FROM.value), config["data"])
 
-    with contextlib.closing((Run if devices.is_chief(strategy) else Onlooker)(run_dir, config, data_dir, trainer.state)) as run:
+    with contextlib.closing((Run if devices.is_chief(strategy) else Onlooker)(folder, config, data_dir, trainer.state)) as run:
         check_agreement(trainer, config)
+        if trainer.step > trainer.last_step:
+            raise InputError(f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
         run.describe(config, model, device, data_utils.versions())
         if LATENCY_WEIGHT.value:
             if not trainer.step:
@@ -583,9 +609,8 @@ def main(_):
 
         valid = None
         with saved_when_interrupted(trainer, run) as heed_signals:
-            while trainer.step < trainer.last_step or trainer.state.evaluation_due:
-                if not trainer.state.evaluation_due:
-                    train_epoch(trainer, run, heed_signals)
+            while trainer.state.evaluated < trainer.last_step:
+                train_epoch(trainer, run, heed_signals)
                 valid = validate(trainer, run, heed_signals)
             _, targets, seconds = trainer.state.run.numpy()
             run.finish({

@@ -74,21 +74,22 @@ def events_of(folder: Path) -> tuple[dict, dict]:
     return scalars, others
 
 
-def state_of(folder: Path) -> dict:
-    """Every number of the last checkpoint of a run but the seconds, as bytes."""
-    last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+def state_of(folder: Path, kind: str = "checkpoints") -> dict:
+    """Every number of the last of the `checkpoints` of a run, or of its `best` network, but the seconds, as bytes."""
+    last = max((folder / kind).iterdir(), key=lambda path: int(path.name))
     reader = tf.train.load_checkpoint(str(last / "state"))
     state = {name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): reader.get_tensor(name)
              for name in reader.get_variable_to_shape_map() if "_CHECKPOINTABLE" not in name}
-    totals = {name: state[name][:2] for name in ("line", "epoch", "run")}
+    totals = {name: state[name][:2] for name in ("line", "epoch", "run") if name in state}
     return {name: value.tobytes() for name, value in (state | totals).items()}
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
     """What differs between two runs that must not."""
     found = []
-    one, other = state_of(whole), state_of(killed)
-    found += [f"checkpoint: {name}" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    for kind in ("checkpoints", "best"):
+        one, other = state_of(whole, kind), state_of(killed, kind)
+        found += [f"{kind}: {name}" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
     results = [json.loads((folder / "results.json").read_text()) for folder in (whole, killed)]
     found += [f"results: {name}" for name in results[0] if name not in ("wall_seconds", "tokens_per_second", "checksum") and results[0][name] != results[1][name]]
     for split in ("train", "valid"):

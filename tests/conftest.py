@@ -2,6 +2,7 @@
 
 import functools
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,12 @@ flags.FLAGS(["train.py"])  # the defaults; a test sets its own
 
 BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 4, 8, 120
 TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=["20,60"], epochs=2, warmup_steps=20, max_lr=0.01, log_every=7)
+
+
+@pytest.fixture(autouse=True)
+def heeded_ctrl_c():
+    """Ctrl-C interrupts, also where pytest was started in the background and after a test of what comes then."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:

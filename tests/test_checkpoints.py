@@ -46,6 +46,25 @@ def test_a_checkpoint_of_the_same_step_is_replaced_when_the_new_one_is_complete(
     assert value_of(tmp_path, 5) == 3 and [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
+def test_a_process_that_is_killed_while_it_replaces_a_checkpoint_leaves_the_earlier_one(tmp_path, monkeypatch):
+    kept, rename = Checkpoints(tmp_path), type(tmp_path).rename
+    kept.save(state(1.0), 5)
+
+    def kill(path, target):
+        if path.name == "partial":
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(type(tmp_path), "rename", kill)
+        kept.save(state(2.0), 5)
+    assert kept.steps() == []
+    restored = state()
+    assert kept.restore_last(restored, print) == 5 and float(restored.b) == 1 and kept.damage(5) is None
+    kept.save(state(3.0), 5)
+    assert value_of(tmp_path, 5) == 3 and [path.name for path in tmp_path.iterdir()] == ["5"]
+
+
 def test_checkpoints_of_later_steps_go_when_an_earlier_one_is_written(tmp_path):
     kept = Checkpoints(tmp_path, keep=3)
     for step in (1, 2, 4):

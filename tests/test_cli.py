@@ -31,7 +31,7 @@ def end_of(monkeypatch):
     (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\n\t [[{{node x}}]]\nGraph execution error"), "error: not enough memory (OOM when allocating)"),
     (tf.errors.DataLossError(None, None, "corrupted record"), "error: a file was damaged while it was in use (corrupted record)"),
     (tf.errors.NotFoundError(None, None, "train/0; No such file"), "error: a file vanished while it was in use (train/0; No such file)"),
-    (KeyboardInterrupt(), 130), (cli.Terminated(), 143)], ids=lambda value: type(value).__name__)
+    (KeyboardInterrupt(), 130), (cli.Interrupted(signal.SIGTERM), 143), (cli.Interrupted(signal.SIGHUP), 129)], ids=lambda value: type(value).__name__)
 def test_a_failure_is_told_in_one_line_or_by_the_status(error, line, end_of):
     assert end_of(error) == line
 

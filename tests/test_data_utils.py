@@ -159,6 +159,12 @@ def test_a_failing_rename_leaves_the_old_data(corpus_dir, tmp_path, monkeypatch)
     assert files_of(tmp_path) == before
 
 
+def test_two_builds_of_one_folder_are_refused(corpus_dir, tmp_path):
+    with data_utils._workspace(tmp_path / "data", {}), pytest.raises(InputError, match="data is being made by another process"):
+        build(corpus_dir, tmp_path / "data")
+    build(corpus_dir, tmp_path / "data")
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

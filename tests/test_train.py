@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,14 +16,16 @@ import tensorflow as tf
 from absl.testing import flagsaver
 
 import cli
+import corpora
 import data_utils
 import evaluate
 import files
+import runs
 import train
 from checkpoints import Checkpoints
 from cli import InputError
 from chaos import differences, events_of, state_of
-from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, when_called
+from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, when_called, write_corpus
 from evaluate import Evaluator
 from runs import Run, TrainedRun
 
@@ -76,22 +79,23 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     assert "epoch 2 of 2" in console and "loss" in console and "valid  loss" in console and "Total params" not in console
 
 
-@pytest.mark.parametrize("number, word", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, cli.Terminated)], ids=["SIGINT", "SIGTERM"])
-def test_a_run_that_is_interrupted_anywhere_equals_one_that_is_not(number, word, run_train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_interrupted_anywhere_equals_one_that_is_not(number, run_train, tmp_path, monkeypatch):
     settings = dict(dropout_rate=0.2, max_steps=230, save_every="50")  # an epoch has 192
     whole = run_train(**settings).rename(tmp_path / "whole")
     places = [((train.Trainer, "train"), 1), ((train.Trainer, "train"), 3), ((train.Trainer, "end_line"), 12), ((Checkpoints, "save"), 1),
-              ((train, "save"), 2), ((Run, "heat_map"), 1), ((Evaluator, "__call__"), 1), ((Run, "evaluation"), 1), ((Evaluator, "__call__"), 1),
+              ((Checkpoints, "save"), 3), ((Run, "heat_map"), 1), ((Evaluator, "__call__"), 1), ((Run, "evaluation"), 1), ((Evaluator, "__call__"), 1),
               ((Evaluator, "__call__"), 2), ((Run, "finish"), 1)]
-    for place, count in places if number == signal.SIGINT else places[1::3]:
-        with monkeypatch.context() as patch, pytest.raises(word):
-            when_called(patch, place, count, lambda: signal.raise_signal(number))
+    for place, count in places if number == signal.SIGTERM else places[1::3]:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
+            when_called(patch, place, count, lambda: [signal.raise_signal(each) for each in (number, signal.SIGINT)])
             run_train(**settings)
+        assert place[1] == "finish" or interrupt.value.number == number
     parts = run_train(**settings)
     assert differences(whole, parts) == []
     log = (parts / "training_log.log").read_text()
     stops, starts = (re.findall(pattern, log) for pattern in (r"interrupted at step (\d+) and saved", r"resumed at step (\d+)"))
-    assert [*stops, "230"] == starts and len(stops) >= 3 and {"192", "230"} & set(stops) and any(int(stop) % 7 for stop in stops)
+    assert [*stops, "230"] == starts and len(stops) >= 3 and any(int(stop) % 7 for stop in stops)
 
 
 def test_a_run_that_dies_at_any_moment_equals_one_that_does_not(run_train, tmp_path, monkeypatch):
@@ -103,7 +107,7 @@ def test_a_run_that_dies_at_any_moment_equals_one_that_does_not(run_train, tmp_p
 
     settings = dict(dropout_rate=0.2, max_steps=230, save_every="30")
     whole = run_train(**settings).rename(tmp_path / "whole")
-    for place, count in [((train.Trainer, "end_line"), 3), ((Checkpoints, "save"), 3), ((files, "sync"), 3), ((train.Trainer, "check_finite"), 3), ((Run, "heat_map"), 1),
+    for place, count in [((train.Trainer, "end_line"), 3), ((Checkpoints, "save"), 3), ((files, "sync"), 3), ((train.Trainer, "complete_state"), 3), ((Run, "heat_map"), 1),
                          ((train, "validate"), 1), ((Evaluator, "__call__"), 1), ((Run, "evaluation"), 1), ((Run, "finish"), 1)]:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             when_called(patch, place, count, die)
@@ -385,12 +389,18 @@ def test_an_id_that_occurs_twice_moves_by_the_sum_of_its_gradients(data_dir):
 def test_the_flags_reach_the_model_and_the_optimizer():
     with flagsaver.flagsaver(**TINY | dict(opt_name="adamw", clipnorm=0.5, proj_dims=["4,3"], dropout_rate=0.3, straight_through=True)):
         net, optimizer = train.build_model(VOCAB_SIZE, static_shapes=True), train.build_optimizer("weights", lambda: 0.1, [])
-    assert isinstance(optimizer, keras.optimizers.AdamW) and optimizer.clipnorm == 0.5 and optimizer.clipvalue is None
+    assert isinstance(optimizer, keras.optimizers.AdamW)
     assert [variable.shape[1] for variable in net.softmax.projections] == [4, 3] and net.softmax.static_shapes
     assert net.straight_through and [block.dropout_rate for block in net.blocks] == [0.3, 0.3]
-    with flagsaver.flagsaver(opt_name="sgd", clipvalue=0.25):
-        optimizer = train.build_optimizer("weights", lambda: 0.1, [])
-    assert isinstance(optimizer, keras.optimizers.SGD) and optimizer.clipvalue == 0.25 and optimizer.clipnorm is None
+
+
+@pytest.mark.parametrize("clip, moved", [({}, [3.0, -4.0]), ({"clipvalue": 0.25}, [0.25, -0.25]), ({"clipnorm": 0.5}, [0.3, -0.4]), ({"clipnorm": 9.0}, [3.0, -4.0])], ids=str)
+def test_gradients_are_clipped(clip, moved):
+    variable = keras.Variable([0.0, 0.0])
+    with flagsaver.flagsaver(opt_name="sgd", **clip):
+        optimizer = train.build_optimizer("weights", lambda: 0.1, [variable])
+        optimizer.apply([tf.constant([3.0, -4.0])], [variable])
+    assert isinstance(optimizer, keras.optimizers.SGD) and np.allclose(variable.numpy(), -0.1 * np.array(moved))
 
 
 def test_a_loss_that_overflows_stops_the_run_at_its_step(run_train, monkeypatch):
@@ -438,9 +448,12 @@ def test_a_state_that_is_not_finite_is_never_saved(part, where, run_train, monke
 
     def poisoned(trainer):
         if trainer.step == 21:
-            variables = {"weights": trainer.state.weights, "optimizers": trainer.state.optimizers["weights"], "memory": {"memory": trainer.state.memory}}[part]
-            variable = next(variable for path, variable in variables.items() if where in path or part == "weights")
-            variable.assign(tf.fill(variable.shape, math.nan))
+            if part == "memory":
+                trainer._memory *= math.nan
+            else:
+                variables = {"weights": trainer.state.weights, "optimizers": trainer.state.optimizers["weights"]}[part]
+                variable = next(variable for path, variable in variables.items() if where in path or part == "weights")
+                variable.assign(tf.fill(variable.shape, math.nan))
         return end_line(trainer)
 
     monkeypatch.setattr(train.Trainer, "end_line", poisoned)
@@ -510,6 +523,86 @@ def test_settings_that_do_not_fit_the_data_are_refused(run_train):
         with pytest.raises(InputError, match=message) as error:
             run_train(**settings)
         assert "\n" not in str(error.value)
+
+
+def test_every_flag_that_changes_what_is_learned_is_refused_when_a_run_goes_on(search_run, tmp_path):
+    config = files.read_json(search_run / "config.json")
+    folder = shutil.copytree(search_run, tmp_path / "run")
+    for name, value in [*config["flags"].items(), *config["data"].items()]:
+        part = "flags" if name in config["flags"] else "data"
+        changed = {**config, part: config[part] | {name: "another"}}
+        files.write_json(folder / "config.json", changed)
+        if name in ("data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate"):
+            runs._check_same(folder, config)
+        else:
+            with pytest.raises(InputError, match=f"another configuration .{name}: another before, .* now.: choose another --model_name"):
+                runs._check_same(folder, config)
+    assert {"seed", "max_lr", "epochs", "warmup_steps"} <= config["flags"].keys() and "files_sha256" in config["data"]
+
+
+def test_data_that_are_made_anew_while_a_run_goes_on_stop_it(corpus_dir, data_dir, run_train, tmp_path, monkeypatch):
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    other = write_corpus(tmp_path / "other")
+    (other / "train.txt").write_text((other / "train.txt").read_text()[::-1])
+
+    def replace(**changes):
+        settings = dict(vocab_size=VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None, batch_size=4, seq_len=SEQ_LEN, shards=2)
+        data_utils.build(corpora.from_folder(other), data, **settings | changes)
+
+    for changes, place in [({}, ((train.Trainer, "train"), 5)), ({}, ((Evaluator, "__call__"), 1)), (dict(vocab_size=200), ((train.Trainer, "train"), 5)),
+                           (dict(batch_size=2), ((Evaluator, "__call__"), 1))]:
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="data has been made anew while it was in use: stopped"):
+            when_called(patch, *place, lambda: replace(**changes))
+            run_train(data_dir=str(data), save_every="50")
+        kept = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
+        assert kept in ([], [50, 100, 150]), kept
+        shutil.rmtree(data), shutil.copytree(data_dir, data), shutil.rmtree(tmp_path / "logs")
+
+
+def test_a_run_without_its_configuration_is_refused(run_train):
+    folder = run_train(max_steps=5)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match="logs/supernet is no run: logs/supernet/config.json is missing"):
+        run_train(max_steps=9)
+
+
+def test_a_run_stopped_in_an_epoch_may_end_there_but_not_before(run_train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        when_called(patch, (train.Trainer, "train"), 3, lambda: signal.raise_signal(signal.SIGTERM))
+        run_train(log_every=1000)
+    step, = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
+    with pytest.raises(InputError, match=f"logs/supernet is at step {step} already: --max_steps must not be less"):
+        run_train(log_every=1000, max_steps=1)
+    folder = run_train(log_every=1000, max_steps=step)
+    results = results_of(folder)
+    assert results["steps"] == step and results["train"]["loss"] > 3 and results["tokens_per_second"] > 0 and list(events_of(folder / "valid")[0]["loss"]) == [step]
+
+
+def test_a_run_goes_on_though_what_it_began_from_is_gone(search_run, run_train, tmp_path):
+    shutil.copytree(search_run, tmp_path / "logs" / "from")
+    whole = run_train(model_name="whole", init_from="logs/from", max_steps=20)
+    run_train(model_name="parts", init_from="logs/from", max_steps=10)
+    shutil.rmtree(tmp_path / "logs" / "from")
+    parts = run_train(model_name="parts", init_from="logs/from", max_steps=20)
+    assert state_of(whole) == state_of(parts) | {"best_loss": state_of(whole)["best_loss"]} and results_of(parts)["architecture"] == results_of(whole)["architecture"]
+
+
+def test_a_damaged_best_network_is_told_and_replaced(run_train, capsys):
+    folder = run_train(max_steps=10)
+    path = next((folder / "best" / "10").glob("state.data*"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="state.data.* is damaged: choose another with --checkpoint, of latest, 10"):
+        TrainedRun(folder).network()
+    run_train(max_steps=20)
+    assert "is damaged: the best network from now on is kept" in capsys.readouterr().out and TrainedRun(folder).network()[2] == 20
+
+
+def test_a_console_that_goes_stops_nothing(run_train, monkeypatch):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        folder = run_train(max_steps=5)
+        monkeypatch.undo()
+    assert results_of(folder)["steps"] == 5
 
 
 def test_a_damaged_configuration_is_named(run_train):
