@@ -41,6 +41,8 @@ REPEATS = flags.DEFINE_integer("repeats", 9, "how often each part is measured", 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "B, rows side by side", lower_bound=1)
 SEQ_LEN = flags.DEFINE_integer("seq_len", 32, "T, tokens per row and step", lower_bound=1)
 
+VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 12_000, "V, ids", lower_bound=5)
+
 NETWORKS = {  # besides the SuperNet; of six blocks
     "attention": "aaaaaa",
     "found": "adaddd",  # what the paper found: attention seldom, and early
@@ -48,7 +50,6 @@ NETWORKS = {  # besides the SuperNet; of six blocks
 }
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STEPS = 20  # of training, in one measurement
-VOCAB_SIZE = 12_000
 WORDS = 400_000  # of the text to tokenize
 
 
@@ -120,18 +121,19 @@ class Bench:
         return spread(times) | {
             "tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times), "gflop": flops / 1e9,
             "gflop_per_second": flops / np.median(times) / 1e9, "peak_gflop_per_second": np.median(peaks) / 1e9,
-            "fraction_of_peak": np.median(flops / np.array(times) / np.array(peaks)),
+            "fraction_of_peak": np.median(flops / np.array(times) / np.array(peaks)), "parameters": trainer.model.count_params(),
+            "memory_mib": trainer.model.memory(BATCH_SIZE.value // train.ACCUMULATE.value, SEQ_LEN.value, self._probability) / 2**20,  # in float32
         }
 
     def _evaluation(self) -> dict:
-        evaluator = Evaluator(train.build_model(VOCAB_SIZE, static_shapes=self._jit_compile), self._jit_compile)
+        evaluator = Evaluator(train.build_model(VOCAB_SIZE.value, static_shapes=self._jit_compile), self._jit_compile)
         stream = data_utils.load_stream(self._folder, "train", self._metadata)
         times = [np.mean(evaluator(stream, BATCH_SIZE.value, SEQ_LEN.value, 1.0).seconds) for _ in range(REPEATS.value + 1)][1:]  # not the first
         return spread(times) | {"tokens_per_second": BATCH_SIZE.value * SEQ_LEN.value / np.median(times)}
 
     def _generation(self) -> dict:
         with flagsaver.flagsaver(mem_len=memory_length(train.MEM_LEN.value, SEQ_LEN.value)):
-            model = train.build_model(VOCAB_SIZE, static_shapes=self._jit_compile)
+            model = train.build_model(VOCAB_SIZE.value, static_shapes=self._jit_compile)
         tokens = Writer(model, 1.0, self._jit_compile, temperature=0).write([5], 10 + 40 * REPEATS.value, seed=0)
         times = [seconds(lambda: next(tokens)) for _ in range(10 + 40 * REPEATS.value)][10:]
         return spread(times) | {f"ms_p{p}": 1e3 * float(np.percentile(times, p)) for p in (95, 99)} | {"tokens_per_second": 1 / np.median(times)}
@@ -146,13 +148,13 @@ def zipf(size: int) -> np.ndarray:
 def zipf_data(folder: Path) -> tuple[dict, np.ndarray]:
     """Windows of random ids with Zipf's distribution, as make_data.sh leaves them. Returns metadata, and probabilities [V]."""
     B, T, steps = BATCH_SIZE.value, SEQ_LEN.value, 100
-    probability = np.concatenate([np.zeros(4), zipf(VOCAB_SIZE - 4)])  # no special ids
+    probability = np.concatenate([np.zeros(4), zipf(VOCAB_SIZE.value - 4)])  # no special ids
     num_tokens = B * (steps * T + 1)
-    stream = np.random.default_rng(0).choice(VOCAB_SIZE, num_tokens, p=probability).astype(np.int32)
+    stream = np.random.default_rng(0).choice(VOCAB_SIZE.value, num_tokens, p=probability).astype(np.int32)
     records = data_utils.write_records(stream, B, T, 1, folder / "train")
-    np.savetxt(folder / "unigram_counts.txt", np.bincount(stream, minlength=VOCAB_SIZE), fmt="%d")
+    np.savetxt(folder / "unigram_counts.txt", np.bincount(stream, minlength=VOCAB_SIZE.value), fmt="%d")
     split = {"steps": steps, "tokens": num_tokens, "words": num_tokens, "bytes": num_tokens}
-    metadata = {"batch_size": B, "seq_len": T, "vocab_size": VOCAB_SIZE, "splits": {"train": split},
+    metadata = {"batch_size": B, "seq_len": T, "vocab_size": VOCAB_SIZE.value, "splits": {"train": split},
                 "sha256": {f"train/{path.name}": "" for path in records}}
     return metadata, probability
 

@@ -326,7 +326,7 @@ class PARTransformerXL(keras.Model):
                 raise ValueError(f"unknown layer type '{kind}': choose from {', '.join((*KINDS, SEARCH))}")
         if d_model % num_heads:
             raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
-        self.architecture, self.d_model, self.d_ffn, self.mem_len = list(architecture), d_model, d_ffn, mem_len
+        self.architecture, self.d_model, self.num_heads, self.d_ffn, self.mem_len = list(architecture), d_model, num_heads, d_ffn, mem_len
         self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
         self.embedding = keras.layers.Embedding(vocab_size, d_model, keras.initializers.RandomNormal(stddev=0.02), dtype="float32", name="embedding")
         self.embedding.build()
@@ -382,6 +382,29 @@ class PARTransformerXL(keras.Model):
             softmax += probability[first:end].sum() * kernel.shape[1] * (D + end - first)
         blocks = sum(attention * (block.attention is not None) + dense * (block.dense is not None) for block in self.blocks)
         return 2 * (blocks + B * T * softmax)
+
+    def memory(self, batch_size: int, seq_len: int, probability: np.ndarray) -> float:
+        """Bytes that a training step takes in float32 with Adam, without what the program takes by itself. Numbers of 4 bytes:
+
+            parameters  4 P                                                     themselves, gradients, Adam's two averages
+            attention   B T (D (3 C/T + 4 + 2 M/T) + H C)                       inputs of products, softmax, norm; old and new memory
+            dense       B T (F + 2 D)
+            block       B T D                                                   its input
+            at once     8 B T H C                                               of one attention layer, while its gradient is computed
+            softmax     3 B T (head + tails + sum_i p_i n_i)                    logits, probabilities, gradient
+
+        Args:
+          batch_size, seq_len: B, T; of the rows that a device computes at once.
+          probability: of each id, [V], as in `flops`.
+        """
+        B, T, M, D, F, H = batch_size, seq_len, self.mem_len, self.d_model, self.d_ffn, self.num_heads
+        C = M + T
+        attention = B * (T * (D * (3 * C / T + 4 + 2 * M / T) + H * C))
+        dense = B * T * (F + 2 * D)
+        softmax = self.softmax.head_size + len(self.softmax.tails) + sum(probability[first:end].sum() * (end - first) for first, end in self.softmax.tails)
+        blocks = sum(B * T * D + attention * (block.attention is not None) + dense * (block.dense is not None) for block in self.blocks)
+        at_once = 8 * B * T * H * C * (self.num_memories > 0)
+        return 4 * (4 * self.count_params() + blocks + at_once + 3 * B * T * softmax)
 
     def temperature(self, tau):
         """The temperature in force: the trainable one, or `tau`."""

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -12,6 +15,7 @@ import bench
 import data_utils
 import cli
 import train
+from conftest import PROJECT
 
 flags.FLAGS(["bench.py"])
 SMALL = dict(num_layers=2, d_model=16, num_heads=2, d_ffn=48, mem_len=8, cutoffs=["100,3000"])
@@ -31,11 +35,11 @@ def matrix_product_flops(graph) -> int:
 @pytest.mark.parametrize("architecture", ["ss", "ad", "ia"])
 def test_the_flops_are_those_of_the_matrix_products_in_the_graph(architecture):
     with flagsaver.flagsaver(**SMALL | {"architecture": architecture}):
-        model = train.build_model(bench.VOCAB_SIZE, static_shapes=True)
+        model = train.build_model(bench.VOCAB_SIZE.value, static_shapes=True)
         window = tf.TensorSpec([bench.BATCH_SIZE.value, bench.SEQ_LEN.value + 1], tf.int32)
         memory = tf.TensorSpec(model.empty_memory(bench.BATCH_SIZE.value).shape, tf.float32)
         graph = tf.function(lambda window, memory: train.window_nll(model, window, memory, 0, 1.0)).get_concrete_function(window, memory).graph
-        every_token_in_every_tail = np.zeros(bench.VOCAB_SIZE)  # as static shapes compute it
+        every_token_in_every_tail = np.zeros(bench.VOCAB_SIZE.value)  # as static shapes compute it
         every_token_in_every_tail[[100, 3000]] = 1
         tokens, attentions = bench.BATCH_SIZE.value * bench.SEQ_LEN.value, model.num_memories
         biases = 2 * tokens * sum(kernel.shape[1] for kernel in [model.softmax.head, *model.softmax.outputs])  # last rows of the kernels
@@ -96,3 +100,38 @@ def test_one_part_alone(tmp_path):
     with flagsaver.flagsaver(**SMALL | {"repeats": 1, "only": "reading", "json": str(tmp_path / "bench.json")}):
         bench.main(None)
     assert json.loads((tmp_path / "bench.json").read_text()).keys() == {"device", "reading", "peak_memory_mib"}
+
+
+PEAK = """
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from absl import flags
+import bench
+import train
+flags.FLAGS(sys.argv)
+with tempfile.TemporaryDirectory() as folder:
+    metadata, probability = bench.zipf_data(Path(folder))
+    trainer = train.Trainer(Path(folder), metadata, jit_compile=False)
+    trainer.train(3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, trainer.model.memory(bench.BATCH_SIZE.value, bench.SEQ_LEN.value, probability))
+"""
+
+
+@pytest.mark.parametrize("fixed, less, more", [
+    ("--d_model=256 --num_layers=8", "--batch_size=2", "--batch_size=16"),
+    ("--d_model=256 --architecture=adadadad", "--batch_size=2", "--batch_size=16"),
+    ("--d_model=256 --architecture=dddddddd --batch_size=2", "--d_ffn=1024", "--d_ffn=8192")])
+def test_memory_grows_as_the_formula_says(fixed, less, more):
+    peaks, predicted = zip(*(measured_memory(f"--seq_len=128 --mem_len=128 {fixed} {flag}") for flag in (less, more)))
+    assert predicted[1] - predicted[0] > 200e6
+    assert (peaks[1] - peaks[0]) / (predicted[1] - predicted[0]) == pytest.approx(1, abs=0.25)
+
+
+def measured_memory(given):
+    """Bytes that a process has at most which trains, and what the formula says."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", PEAK, *given.split()], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [float(number) for number in done.stdout.split()]

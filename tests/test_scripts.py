@@ -2,13 +2,18 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+import train
 from conftest import PROJECT, write_corpus
 
 OFFLINE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
@@ -129,3 +134,19 @@ esac
 def test_an_environment_that_cannot_be_made_says_what_to_do(version, lacks, message, project, tmp_path):
     done = run(project, "./make_data.sh", path=fake_python(tmp_path / "bin", version, lacks))
     assert message in one_line(done)
+
+
+def test_the_recipe_describes_the_network_that_it_promises():
+    script = (PROJECT / "recipes" / "wt103_base.sh").read_text()
+    given = shlex.split(script.split("train.py\"")[1].replace("\\\n", ""))[:-1]
+    with flagsaver.flagsaver():
+        flags.FLAGS(["train.py", *given])
+        model = train.build_model(16_000, static_shapes=False)
+    V, D, F, L, head = 16_000, 512, 2048, 32, 2000
+    block = 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
+    softmax = (D + 1) * (head + 2) + D * 128 + 129 * 4000 + D * 32 + 33 * 10_000
+    assert model.architecture == ["search"] * L and model.count_params() == V * D + L * (block + 3) + softmax
+    probability = np.full(V, 1 / V)
+    forward = 2 * (L * (192 * (4 * D * D + 3 * 384 * D + 2 * D * F) + 2 * 192 * D * D + 384 * D * D)
+                   + 192 * (D * (head + 2) + 4 / 16 * (D * 128 + 128 * 4000) + 10 / 16 * (D * 32 + 32 * 10_000)))
+    assert model.flops(1, 192, probability) == pytest.approx(forward)
