@@ -303,7 +303,8 @@ def _split(name: str, paths: list[Path], valid_fraction: float, test_fraction: f
     space or character."""
     size = sum(path.stat().st_size for path in paths)
     bounds = [0, round(size * (1 - valid_fraction - test_fraction)), round(size * (1 - test_fraction)), size]
-    texts = {split: Text(f"{split} part of {name}", []) for split in SPLITS}
+    whole = paths[0].name if len(paths) == 1 else name
+    texts = {split: Text(f"{split} part of {whole}", []) for split in SPLITS}
     start = 0  # of the file, in the whole text
     for path in paths:
         end = path.stat().st_size

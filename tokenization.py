@@ -67,12 +67,13 @@ def train_tokenizer(text: Text, prefix: Path, vocab_size: int, lowercase: bool):
     Raises:
       InputError: the text is empty, or `vocab_size` is more or less than it supports.
     """
-    if not any(piece.strip() for piece in sample(text)):
+    pieces = list(sample(text))
+    if not any(piece.strip() for piece in pieces):
         raise InputError(f"{text.name} is empty")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sample(text),
+            sentence_iterator=iter(pieces),
             model_writer=model,  # a file's name would be part of the model
             model_type="unigram",
             vocab_size=vocab_size,
@@ -88,8 +89,8 @@ def train_tokenizer(text: Text, prefix: Path, vocab_size: int, lowercase: bool):
         most = re.search(r"set it to a value <= (\d+)", str(error))
         reason = f"it supports at most {most[1]} pieces" if most else str(error).splitlines()[-1]
         raise InputError(f"--vocab_size={vocab_size} does not suit {text.name}: {reason}") from None
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    vocabulary = "".join(f"{pieces.id_to_piece(i)}\t{pieces.get_score(i):g}\n" for i in range(pieces.vocab_size()))
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocabulary = "".join(f"{trained.id_to_piece(i)}\t{trained.get_score(i):g}\n" for i in range(trained.vocab_size()))
     files.write_whole(prefix.with_name(prefix.name + ".model"), model.getvalue())
     files.write_whole(prefix.with_name(prefix.name + ".vocab"), vocabulary.encode())
 

@@ -291,8 +291,9 @@ class Trainer:
                 best_loss=tf.Variable(math.inf, dtype=tf.float64), evaluated=tf.Variable(0, dtype=tf.int64), latency=latency,
                 optimizers={name: by_path(optimizer.variables) for name, (optimizer, _) in self._groups.items()}, **totals)
         self._iterator = self._memory = None  # on the replicas, while training goes on
-        # XLA compiles no communication between replicas: with a strategy it compiles the gradients alone, otherwise the whole step.
-        self._update_compiled = tf.function(self._update, jit_compile=jit_compile and not strategy or None)
+        # XLA compiles no communication between replicas: of several it compiles the gradients alone, of one device the whole step.
+        one_device = self._strategy is tf.distribute.get_strategy()
+        self._update_compiled = tf.function(self._update, jit_compile=jit_compile and one_device or None)
         self._gradients_compiled = tf.function(self._gradients, jit_compile=jit_compile or None)
         self._evaluator = Evaluator(self.model, jit_compile, self._strategy)
 

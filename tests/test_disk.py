@@ -111,7 +111,7 @@ def test_a_small_disk(corpus_dir, run_train, tmp_path):
     assert re.match(r"failed with 1: error: cannot write logs/run/\S+: .*No space left on device", train_full), train_full
     assert re.match(r"failed with 1: error: cannot write \S+: .*No space left on device", make_full), make_full
     assert train_read_only == "failed with 1: error: cannot write logs/run: Read-only file system"
-    assert re.match("failed with 1: error: cannot write /mnt/.data.partial/work.json: Read-only file system", make_read_only), make_read_only
+    assert re.match("failed with 1: error: cannot write /mnt/.data.partial: Read-only file system", make_read_only), make_read_only
     kept = Checkpoints(tmp_path / "kept" / "checkpoints")
     assert kept.steps()[0] <= 60 <= kept.steps()[-1] and not any(map(kept.damage, kept.steps()))
     assert TrainedRun(tmp_path / "resumed").architecture and data_utils.read_metadata(tmp_path / "data")["batch_size"] == 4
