@@ -91,7 +91,7 @@ def test_mistakes_end_in_one_line(project):
     (project / "latin.txt").write_bytes(b"one\ncaf\xe9\n")
     (project / "short.txt").write_text("abcd abcd " * 20)
     write_corpus(project / "mine")
-    for flags, message in [
+    for given, message in [
         (["--input_text=missing.txt"], "missing.txt is missing or empty"),
         (["--input_text=empty.txt"], "empty.txt is missing or empty"),
         (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
@@ -103,7 +103,7 @@ def test_mistakes_end_in_one_line(project):
         (["--batch_size=0"], "batch_size"),
         (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),
     ]:
-        assert message in one_line(run(project, "./make_data.sh", *flags))
+        assert message in one_line(run(project, "./make_data.sh", *given))
     assert "run ./make_data.sh first" in one_line(run(project, "./train.sh"))
 
 

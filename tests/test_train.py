@@ -2,11 +2,9 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import keras
@@ -15,7 +13,6 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 
-import cli
 import corpora
 import data_utils
 import evaluate
@@ -25,7 +22,7 @@ import train
 from checkpoints import Checkpoints
 from cli import InputError
 from chaos import differences, events_of, state_of
-from conftest import PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, when_called, write_corpus
+from conftest import SEQ_LEN, TINY, VOCAB_SIZE, when_called, write_corpus
 from evaluate import Evaluator
 from runs import Run, TrainedRun
 
