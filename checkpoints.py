@@ -4,6 +4,7 @@ A checkpoint is written under another name and then renamed, so a process that i
 What became of a file later, torn, truncated or with a bit turned, its SHA-256 tells. Nothing in a checkpoint is ever executed.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Callable
@@ -108,7 +109,8 @@ class Checkpoints:
         """Puts a checkpoint back in its place if the process was killed before that which should replace it was there."""
         for replaced in self._folder.glob(f"*{REPLACED}"):
             if not replaced.with_suffix("").exists():
-                replaced.rename(replaced.with_suffix(""))
+                with contextlib.suppress(FileNotFoundError):  # another worker was quicker
+                    replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
         """The checkpoints to remove when that of `step` has been written: all but the last few, and those of later steps, which

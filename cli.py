@@ -18,6 +18,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 FAILURES = {
     "MemoryError": "not enough memory", "ResourceExhaustedError": "not enough memory",
     "DataLossError": "a file was damaged while it was in use", "NotFoundError": "a file vanished while it was in use",
+    "BrokenProcessPool": "a process that tokenized was killed, most often for want of memory: the same command goes on where it was",
     "UnavailableError": "another worker has ended or cannot be reached: start all of them again, and they go on from the last checkpoint",
 }
 

@@ -341,7 +341,7 @@ def choose(name: str, data: Path) -> Corpus:
     try:
         return wikitext("wikitext-2", data / "wikitext-2")
     except Unreachable as error:
-        print(f"{error}\n\n{'*' * 100}\nThis is NOT WikiText-2: no network, so the corpus is 'pydocs', documentation found "
+        print(f"{error}\n\n{'*' * 100}\nThis is NOT WikiText-2, which cannot be had: the corpus is 'pydocs', documentation found "
               f"on this machine.\nIts perplexities compare with nothing published.\n{'*' * 100}\n", file=sys.stderr)
         return pydocs(data / "pydocs")
 

@@ -110,7 +110,8 @@ def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: 
         raise InputError(f"{output_dir} holds files that were not made here ({foreign[0]}): choose another --output_dir")
     sha256 = {split: text.sha256() for split, text in corpus.texts.items()}
     tokenizer_sha256 = sp_model_prefix and files.sha256(Path(sp_model_prefix + ".model"))
-    work = {"texts": sha256, "tokenizer": tokenizer_sha256 or [vocab_size, lowercase], "add_eos": add_eos, "versions": versions()}
+    sizes = {split: [part.end - part.start for part in text.parts] for split, text in corpus.texts.items()}
+    work = {"texts": sha256, "sizes": sizes, "tokenizer": tokenizer_sha256 or [vocab_size, lowercase], "add_eos": add_eos, "versions": versions()}
     with _workspace(output_dir, work) as workspace, tokenization.worker_processes() as processes:
         prefix, folder, splits = workspace / "tokenizer", workspace / "new", {}
         if not all(prefix.with_suffix(suffix).exists() for suffix in TOKENIZER):
@@ -181,7 +182,7 @@ def _workspace(output_dir: Path, work: dict) -> Iterator[Path]:
     try:
         yield workspace
         killed = False
-    except Exception:
+    except (InputError, OSError):
         killed = False
         raise
     finally:
@@ -223,6 +224,16 @@ def read_metadata(data_dir: Path) -> dict:
         if sum(path.stat().st_size for path in paths) != entry["steps"] * record_bytes:
             raise InputError(f"{data_dir / split} does not hold the {entry['steps']:,} windows that metadata.json tells of: run ./make_data.sh again")
     return metadata
+
+
+def check_unchanged(data_dir: Path, metadata: dict):
+    """Raises InputError where the data are no longer those of which `read_metadata` gave this metadata."""
+    try:
+        same = files.read_json(data_dir / "metadata.json") == metadata
+    except (OSError, InputError):
+        same = False
+    if not same:
+        raise InputError(f"{data_dir} has been made anew while it was in use: stopped; the last checkpoint is from before")
 
 
 def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:

@@ -174,9 +174,12 @@ def has_begun(folder: Path) -> bool:
 
 
 class Onlooker:
-    """What the workers beside the chief have in place of a `Run`: the same state is restored, and nothing is written or told.
+    """What the workers beside the chief have in place of a `Run`: they restore the same state, and record nothing.
 
-    Args and Raises: as of a `Run`.
+    Args: as of a `Run`, of which the second and the third are not looked at.
+
+    Raises:
+      InputError: there are checkpoints, none of which can be restored.
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):

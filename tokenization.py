@@ -1,6 +1,6 @@
 """Text -> SentencePiece tokens: a tokenizer, and the tokens of a text, by as many processes as there are cores.
 
-V vocabulary, N tokens of a text. Memory is bounded, however long a text or its lines, and work that was stopped goes on where
+V vocabulary, N tokens of a text. Memory is bounded, however long a text or its lines are, and work that was stopped goes on where
 it was. TensorFlow is not imported, so that a process starts in a tenth of a second.
 """
 
@@ -44,18 +44,18 @@ def line_parts(part: Part) -> Iterator[tuple[str, bool]]:
     for line, ended in corpora.lines(part):
         start = 0
         while len(line) - start > MAX_CHARS:
-            space = line.rfind(" ", start + 1, start + MAX_CHARS)
-            end = start + MAX_CHARS if space < 0 else space
+            before_last_word, *last_word = line[start:start + MAX_CHARS].rsplit(maxsplit=1)
+            end = start + (len(before_last_word) if last_word else MAX_CHARS)
             yield line[start:end], False
             start = end
         yield line[start:], ended
 
 
 def sample(text: Text) -> Iterator[str]:
-    """About `SAMPLE_BYTES` of a text, evenly spread over it; all of it if it is no longer."""
+    """About `SAMPLE_BYTES` of the lines of a text, evenly spread over it; all of it if it is no longer."""
     every = max(1, -(-text.size // SAMPLE_BYTES))
-    pieces = itertools.chain.from_iterable(map(line_parts, text.parts))
-    return (piece for piece, _ in itertools.islice(pieces, 0, None, every))
+    pieces = (piece for part in text.parts for chunk in corpora.chunks(part, CHUNK_BYTES) for piece, _ in line_parts(chunk))
+    return itertools.islice(filter(str.strip, pieces), 0, None, every) if every > 1 else pieces
 
 
 def train_tokenizer(text: Text, prefix: Path, vocab_size: int, lowercase: bool):
@@ -82,7 +82,7 @@ def train_tokenizer(text: Text, prefix: Path, vocab_size: int, lowercase: bool):
             pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
             pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
             max_sentence_length=4 * MAX_CHARS,  # in bytes; longer ones would be left out
-            num_threads=16,  # of which the sums over the text are made
+            num_threads=16,  # the order of sums, and so every byte, depends on it
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -120,7 +120,8 @@ def _tokenizer(proto: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def encode(part: Part, proto: bytes, add_eos: bool) -> tuple[np.ndarray, int]:
-    """The tokens of a part of a text, int32 [N], and how many words it has, which white space parts.
+    """The tokens of a part of a text, int32 [N], and how many words it has, which white space parts: where a very long line without
+    any is cut, each piece is one.
 
     Args:
       part: of a UTF-8 file.
@@ -144,7 +145,7 @@ def write_stream(text: Text, tokenizer, add_eos: bool, stream: Path, processes: 
       text: of UTF-8 files.
       tokenizer: what `load_tokenizer` gives.
       add_eos: as `encode` takes it.
-      stream: the file to write; beside it, `stream`.json tells how far it is.
+      stream: the file to write; beside it, one that ends in .json tells how far it is.
       processes: which share the work; None does it here.
 
     Returns:

@@ -1,7 +1,7 @@
 """Trains the SuperNet, or a network of fixed architecture, and writes everything about the run to logs/<model_name>.
 
 B batch, T sequence length, M memory length, A blocks with attention, D model width, K kinds of layer,
-R replicas, W weights.
+R replicas, S shares of a batch, W weights.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log", 
 SAVE_EVERY = flags.DEFINE_string("save_every", "10m", "a checkpoint after so many steps, or minutes with an m, besides one after each epoch")
 DISTRIBUTE = flags.DEFINE_enum("distribute", "auto", ["auto", "none", "mirrored", "multi_worker"], "share the rows of a batch among the GPUs of this machine, or "
                                "of all that TF_CONFIG names; auto: where there are several")
-ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "K, parts of a batch that a device computes one after another, for less memory", lower_bound=1)
+ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "parts of a batch that a device computes one after another, for less memory", lower_bound=1)
 JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "compile the step with XLA; auto: on a GPU")
 MIXED_PRECISION = flags.DEFINE_boolean("mixed_precision", False, "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and loss stay float32")
 
@@ -267,8 +267,8 @@ class Trainer:
         self.metadata, self.jit_compile, self._data_dir = metadata, jit_compile, data_dir
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
-        self._shares = replicas * ACCUMULATE.value
-        if metadata["batch_size"] % self._shares:
+        self.shares = replicas * ACCUMULATE.value
+        if metadata["batch_size"] % self.shares:
             raise InputError(f"{metadata['batch_size']} rows, the --batch_size of the data, cannot be divided among {replicas} device(s), "
                              f"in --accumulate={ACCUMULATE.value} part(s) each")
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
@@ -335,7 +335,7 @@ class Trainer:
             try:
                 self._memory, sizes = self._train_steps(self._iterator, self._memory, tf.constant(len(list(steps))), names)
             except tf.errors.InvalidArgumentError:  # windows of another size, ids of another vocabulary
-                self._check_data()
+                data_utils.check_unchanged(self._data_dir, self.metadata)
                 raise
             if not math.isfinite(self.state.line[0]):
                 raise _not_finite(f"the loss of step {self.step:,}", dict(zip(self.state.weights, sizes.numpy())))
@@ -355,7 +355,7 @@ class Trainer:
     def evaluate(self, split: str, between: Callable[[], None]) -> dict:
         """The metrics of every target of a split, without noise; calls `between` after each window."""
         stream = data_utils.load_stream(self._data_dir, split, self.metadata)
-        self._check_data()
+        data_utils.check_unchanged(self._data_dir, self.metadata)
         score = self._evaluator(stream, self.metadata["batch_size"], self.metadata["seq_len"], self.tau, between)
         if not math.isfinite(score.nll):
             raise _not_finite(f"the loss of {split} after step {self.step:,}", _sizes(self.state.weights))
@@ -368,17 +368,13 @@ class Trainer:
           FloatingPointError: one is not finite.
           InputError: the data have been replaced.
         """
-        self._check_data()
+        data_utils.check_unchanged(self._data_dir, self.metadata)
         if self._memory is not None:
             self.state.memory.assign(devices.gather_rows(self._strategy, self._memory, axis=1))
         for variables in (self.state.weights, *self.state.optimizers.values(), {"memory": self.state.memory}):
             sizes = _sizes(variables)
             if not np.isfinite(list(sizes.values())).all():
                 raise _not_finite(f"what step {self.step:,} left", sizes)
-
-    def _check_data(self):
-        if data_utils.read_metadata(self._data_dir) != self.metadata:
-            raise InputError(f"{self._data_dir} has been made anew while it was in use: stopped; the last checkpoint is from before")
 
     def epoch_metrics(self) -> dict:
         """The metrics of the last epoch as far as it was trained, with noise and dropout."""
@@ -439,20 +435,20 @@ class Trainer:
           The summed negative log-likelihood, the next memory, and the gradients of this share's part of the loss, for each group.
         """
         step = tf.convert_to_tensor(self.state.step)
-        draws = Draws(SEED.value, step, share, self._shares)
+        draws = Draws(SEED.value, step, share, self.shares)
         filled = filled_memory(self.model, window, step % self.steps_per_epoch)
         with tf.GradientTape() as tape:
             nll, memory = window_nll(self.model, window, memory, filled, self._tau_at(step), draws)
             nll = tf.reduce_sum(nll)  # []
             loss = nll / targets
             if LATENCY_WEIGHT.value:
-                loss += LATENCY_WEIGHT.value * self._latency(step, draws, window.shape[0]) / self._shares
+                loss += LATENCY_WEIGHT.value * self._latency(step, draws, window.shape[0]) / self.shares
         gradients = tape.gradient(loss, [self._groups[name][1] for name in names])
         return nll, memory, tf.nest.map_structure(tf.convert_to_tensor, gradients)  # dense: Keras squares a repeated id's gradients one by one
 
     def _latency(self, step, draws, rows):
         """The milliseconds that the network sampled at this step is expected to take for a window."""
-        sample = self.model.sample(self._tau_at(step), draws, rows)  # [S, K] or [rows, S, K]
+        sample = self.model.sample(self._tau_at(step), draws, rows)  # [searched, K] or [rows, searched, K]
         milliseconds = tf.reduce_sum(sample * self.state.latency, axis=[-2, -1])
         return tf.reduce_mean(milliseconds)
 
@@ -570,39 +566,42 @@ def saved_when_interrupted(trainer: Trainer, run: Run) -> Iterator[Callable[[], 
             if number:
                 save(trainer, run)
                 run.say(f"interrupted at step {trainer.step:,} and saved: the same command goes on from here")
+                trainer.greatest(0)  # no worker leaves before the chief has saved
                 raise cli.Interrupted(int(number))
 
         yield heed_signals
 
 
-def check_agreement(trainer: Trainer, config: dict):
-    """Raises InputError where the workers would not train the same run from the same step."""
-    same = zlib.crc32(json.dumps([config["flags"] | {"data_dir": ""}, config["data"]], sort_keys=True).encode())
-    for number, what in (same, "have other flags, or other data"), (trainer.step, "see other checkpoints: logs/ must be a folder that all of them share"):
-        most, least = trainer.greatest(number, -number)
-        if most != -least:
-            raise InputError(f"the workers {what}")
+def check_agreement(strategy: tf.distribute.Strategy, number: int, disagreement: str):
+    """Raises InputError where the workers do not all give the same number."""
+    most, least = devices.greatest(strategy, number, -number)
+    if most != -least:
+        raise InputError(f"the workers {disagreement}")
 
 
 def main(_):
     data_dir, folder = Path(DATA_DIR.value), run_dir()
     metadata = data_utils.read_metadata(data_dir)
     device, on_gpu = devices.prepare(MIXED_PRECISION.value)
-    strategy = devices.strategy(DISTRIBUTE.value)
+    strategy, config = devices.strategy(DISTRIBUTE.value), configuration(metadata)
+    same = json.dumps([config["flags"] | {"data_dir": ""}, config["data"]], sort_keys=True)
+    check_agreement(strategy, zlib.crc32(same.encode()), "have different flags, or different data")
     keras.utils.set_random_seed(SEED.value)
     trainer = Trainer(data_dir, metadata, on_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true", strategy)
-    model, config = trainer.model, configuration(metadata)
+    model = trainer.model
     if INIT_FROM.value and not has_begun(folder):
         take_weights(model, Path(INIT_FROM.value), config["data"])
 
     with contextlib.closing((Run if devices.is_chief(strategy) else Onlooker)(folder, config, data_dir, trainer.state)) as run:
-        check_agreement(trainer, config)
+        check_agreement(strategy, trainer.step, "see different checkpoints: logs/ must be a folder that all of them share")
         if trainer.step > trainer.last_step:
             raise InputError(f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
+        if strategy.num_replicas_in_sync > 1:
+            device = f"{strategy.num_replicas_in_sync} x {device}"
         run.describe(config, model, device, data_utils.versions())
         if LATENCY_WEIGHT.value:
             if not trainer.step:
-                latency = layer_latency(metadata["batch_size"], metadata["seq_len"], trainer.jit_compile)
+                latency = layer_latency(metadata["batch_size"] // trainer.shares, metadata["seq_len"], trainer.jit_compile)
                 trainer.state.latency.assign(trainer.greatest(*latency))
             run.say("milliseconds per window: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.state.latency.numpy())))
         if WARMUP_STEPS.value >= trainer.total_steps:

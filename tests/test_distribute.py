@@ -16,7 +16,7 @@ import cluster
 from cli import InputError
 from conftest import PROJECT
 
-FLAGS = ["--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=3", "--mem_len=6", "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20"]
+FLAGS = ["--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20"]
 MIRRORED = """
 import json
 import sys
@@ -50,7 +50,7 @@ def run(program, *arguments, **environment):
 
 @pytest.mark.parametrize("given, ways", [
     (["--dropout_rate=0"], {1: [(1, False)], 2: [(1, False), (1, True)], 4: [(1, False)]}),
-    (["--dropout_rate=0.2", "--opt_name=sgd", "--max_lr=1", "--clipnorm=0.1"], {1: [(1, False), (2, False)], 2: [(2, False)]}),
+    (["--dropout_rate=0.2", "--opt_name=sgd", "--max_lr=1", "--clipnorm=0.1"], {1: [(1, False), (2, True)], 2: [(2, False)]}),
     (["--dropout_rate=0", "--search=alternating", "--arch_share=0.5", "--gumbel_per_row", "--latency_weight=0.1"], {1: [(1, False)], 4: [(1, False)]})], ids=str)
 def test_replicas_and_accumulation_train_as_one_replica(given, ways, data_dir):
     """`ways`: for so many replicas, --accumulate and --jit_compile."""
@@ -141,7 +141,23 @@ def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batc
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(run_train, monkeypatch):
+def test_workers_with_different_flags_are_refused(data_dir, tmp_path):
+    flag = ("bash", "-c", 'exec "$@" --num_layers=$(echo "$TF_CONFIG" | grep -q 1}} && echo 4 || echo 2)', "bash")
+    processes = cluster.start(2, [*flag, *TRAIN, f"--data_dir={data_dir}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert ends(processes) == [(1, "error: the workers have different flags, or different data")] * 2 and not list(tmp_path.iterdir())
+
+
+def test_workers_with_different_checkpoints_are_refused(data_dir, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    assert ends(start(1, tmp_path / "a", f"--data_dir={data_dir}", "--max_steps=3")) == [(0, "")]
+    command = ["bash", "-c", 'cd $(echo "$TF_CONFIG" | grep -q 1}} && echo b || echo a); exec "$@"', "bash", *TRAIN, f"--data_dir={data_dir}", "--max_steps=9"]
+    processes = cluster.start(2, command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    message = "error: the workers see different checkpoints: logs/ must be a folder that all of them share"
+    assert ends(processes) == [(1, message)] * 2
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(run_train):
     with pytest.raises(InputError, match=r"4 rows, the --batch_size of the data, cannot be divided among 1 device\(s\), in --accumulate=3 part\(s\) each"):
         run_train(accumulate=3)
 

@@ -99,7 +99,7 @@ def test_mistakes_end_in_one_line(project):
         (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
         (["--input_text=latin.txt"], "latin.txt is not UTF-8: line 2"),
         (["--input_text=short.txt", "--vocab_size=11"], "train part of short.txt is too short"),
-        (["--corpus=wikitext-2"], "cannot download WikiText-2"),
+        (["--corpus=wikitext-2"], "cannot download wikitext-2"),
         (["--batch_size=0"], "batch_size"),
         (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),
     ]:

@@ -80,6 +80,17 @@ def test_a_tokenizer_learns_from_a_sample_of_a_long_text(tmp_path, monkeypatch):
     assert len(list(tokenization.sample(text))) == 1000
     monkeypatch.setattr(tokenization, "SAMPLE_BYTES", text.size // 10 + 1)
     assert list(tokenization.sample(text)) == [f"line {i} of a text" for i in range(0, 1000, 10)]
+    (tmp_path / "text.txt").write_text("".join(f"\nparagraph {i}\n" for i in range(1000)))
+    text = corpora.whole_file(tmp_path / "text.txt")
+    monkeypatch.setattr(tokenization, "SAMPLE_BYTES", text.size // 2 + 1)
+    assert list(tokenization.sample(text)) == [f"paragraph {i}" for i in range(0, 1000, 2)]
+
+
+@pytest.mark.parametrize("text", ["word " * 3000, "word\t" * 3000, "  a " + "b" * 10_000 + " c"], ids=["spaces", "tabs", "one long word"])
+def test_words_of_long_lines_are_counted_once(text, data_dir, tmp_path):
+    (tmp_path / "text.txt").write_text(text)
+    _, words = tokenization.encode(*corpora.whole_file(tmp_path / "text.txt").parts, (data_dir / "tokenizer.model").read_bytes(), False)
+    assert words == len(text.split()) + 2 * ("b" in text)  # a very long word is cut in three
 
 
 def test_a_worker_does_not_outlive_its_parent(tmp_path):
