@@ -3,6 +3,7 @@
 L blocks, K kinds of layer.
 """
 
+import functools
 from pathlib import Path
 
 import matplotlib
@@ -30,11 +31,15 @@ def draw_pi(axes, pi: np.ndarray, title: str):
 
 def architecture_heat_map(pi: np.ndarray, title: str) -> np.ndarray:
     """The picture of pi [L, K] as RGB, uint8 [height, width, 3]."""
-    figure, axes = pyplot.subplots(figsize=(1.6 + 0.6 * len(pi), 2.4), dpi=100, layout="constrained")
+    figure, axes = _heat_map_figure(len(pi))
     draw_pi(axes, pi, title)
-    image = pixels(figure)
-    pyplot.close(figure)
-    return image
+    return pixels(figure)
+
+
+@functools.cache
+def _heat_map_figure(blocks: int):
+    """The figure of all heat maps of so many blocks, and its axes: a new one each time would be garbage that Python seldom collects."""
+    return pyplot.subplots(figsize=(1.6 + 0.6 * blocks, 2.4), dpi=100, layout="constrained")
 
 
 def pixels(figure) -> np.ndarray:

@@ -91,7 +91,7 @@ class Run:
         """Writes numbers to TensorBoard; those of `train` and `valid` share a chart."""
         with self._events(split, step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                tf.summary.scalar(name, np.float32(value))  # not Python's numbers: TensorFlow keeps each that it has ever converted
 
     def pi_scalars(self, step: int, pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard as numbers."""
@@ -164,7 +164,7 @@ class Run:
     @contextlib.contextmanager
     def _events(self, split: str, step: int) -> Iterator[None]:
         """What is recorded in this block goes to the TensorBoard events of a split at a step."""
-        with files.named(self.folder / split), self._writers[split].as_default(step):
+        with files.named(self.folder / split), self._writers[split].as_default(np.int64(step)):
             yield
 
 
@@ -183,7 +183,7 @@ class Onlooker:
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
-        self.resumed = Checkpoints(folder / "checkpoints").restore_last(state, print)
+        Checkpoints(folder / "checkpoints").restore_last(state, print)
 
     def __getattr__(self, name):
         if not hasattr(Run, name) and name not in ("say", "note"):
