@@ -40,7 +40,6 @@ ONLY = flags.DEFINE_enum("only", None, PARTS, "measure this part alone")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each part is measured", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "B, rows side by side", lower_bound=1)
 SEQ_LEN = flags.DEFINE_integer("seq_len", 32, "T, tokens per row and step", lower_bound=1)
-
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 12_000, "V, ids", lower_bound=5)
 
 NETWORKS = {  # besides the SuperNet; of six blocks

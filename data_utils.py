@@ -8,6 +8,7 @@ TensorFlow is imported where it is used: the processes that tokenize do without 
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -28,6 +29,15 @@ from tokenization import PAD
 TOKENIZER = (".model", ".vocab")  # its files
 RECORD_FRAME = 16  # bytes that a TFRecord has beside its content: its length, and the checksums of both
 METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits", "sha256")  # what the readers of metadata.json need
+
+
+@functools.cache
+def tensorflow():
+    """TensorFlow, imported when it is first used."""
+    with cli.quiet():
+        import tensorflow as tf
+
+    return tf
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,9 +87,7 @@ def _cut(stream, start, end, seq_len):
 
 def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int, folder: Path) -> list[Path]:
     """Writes the windows of a stream as TFRecords, one window a record; a shard holds consecutive windows."""
-    with cli.quiet():
-        import tensorflow as tf
-
+    tf = tensorflow()
     folder.mkdir()
     steps = num_windows(len(stream), batch_size, seq_len)
     shards = min(shards, steps)
@@ -242,9 +250,7 @@ def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:
 
 def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0, num_rows: int | None = None):
     """A tf.data.Dataset: the windows of a split in order, int32 [B, T + 1]; or of each only `num_rows` rows from one on."""
-    with cli.quiet():
-        import tensorflow as tf
-
+    tf = tensorflow()
     width, rows = metadata["seq_len"] + 1, num_rows or metadata["batch_size"]
     paths = [str(path) for path in _records(data_dir, split, metadata)]
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The SuperNet at the size of the paper's experiments on WikiText-103, Transformer-XL base: 32 blocks to search where that has 16
 # layers of attention and dense. On 8 GPUs a batch of 256 rows is 32 rows for each. Flags given here come last and win
-# (but --cutoffs, which are added). The first call also makes the data: before several machines train, call it on one with
-# --max_steps=1 --model_name=first. Vocabulary, cutoffs and schedule are ours: the paper's vocabulary is 267,735 words.
+# (but --cutoffs, which are added). Where several machines train, make the data on one of them first, by the line below.
+# Vocabulary, cutoffs and schedule are ours: the paper's vocabulary is 267,735 words.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 use_python "$project/requirements.txt"
 data=data/wikitext-103-tfrecords

@@ -248,6 +248,17 @@ def test_noise_for_each_row_is_a_replicas_part_of_what_one_alone_would_draw():
     assert alone.shape == (6, 2, 3) and np.array_equal(alone, np.concatenate(parts)) and len(np.unique(alone)) == 36
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_dropout_of_shares_is_what_the_whole_batch_would_draw(jit_compile):
+    @tf.function(jit_compile=jit_compile or None)
+    def keep(share, shares):
+        return Draws(3, 7, share, shares).keep(2, [12 // shares, 5, 8], 0.3)
+
+    whole = keep(0, 1).numpy()
+    for shares in (2, 3, 4):
+        assert np.array_equal(np.concatenate([keep(share, shares) for share in range(shares)]), whole)
+
+
 def test_dropout_and_gumbel_noise_come_from_different_numbers():
     noise = Draws(1, 2).gumbel([2000]).numpy()
     kept = Draws(1, 2).keep(0, [4000], 0.5).numpy()
