@@ -26,9 +26,10 @@ TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=[
 
 
 @pytest.fixture(autouse=True)
-def heeded_ctrl_c():
-    """Ctrl-C interrupts, also where pytest was started in the background and after a test of what comes then."""
+def heeded_signals():
+    """Ctrl-C interrupts and a closed terminal ends, also where pytest was started in the background, by nohup, and after a test of what comes then."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:

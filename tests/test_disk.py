@@ -16,7 +16,7 @@ import corpora
 import data_utils
 import tokenization
 import train
-from chaos import differences
+from chaos import differences, state_of
 from checkpoints import Checkpoints
 from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, when_called
 from runs import TrainedRun
@@ -36,18 +36,20 @@ def limit_files(monkeypatch):
 
 
 def test_a_disk_that_is_full_while_training_stops_the_run_and_loses_nothing(limit_files, run_train, tmp_path, monkeypatch):
-    settings, folder = dict(dropout_rate=0.2, save_every="20", log_every=5, max_steps=100), tmp_path / "logs" / "supernet"
+    settings, folder, left = dict(dropout_rate=0.2, save_every="20", log_every=5, max_steps=100), tmp_path / "logs" / "supernet", []
     whole, checkpoints = run_train(**settings).rename(tmp_path / "whole"), Checkpoints(folder / "checkpoints")
     for size, unwritable in [(0, "training_log.log"), (4000, "train"), (20_000, "checkpoints/40"), (56_000, "checkpoints/40")]:
+        shutil.rmtree(folder, ignore_errors=True)
         with monkeypatch.context() as patch, pytest.raises(OSError, match=rf"^cannot write logs/supernet/{unwritable}: .*File too large") as error:
             when_called(patch, (train.Trainer, "train"), 9, lambda: limit_files(size))
             run_train(**settings)
         limit_files()
         assert "\n" not in str(error.value)
         assert [(step, checkpoints.damage(step)) for step in checkpoints.steps()] == [(20, None)] and not list(folder.rglob("*partial*"))
-        run_train(**settings)
-        assert differences(whole, folder) == []
-        shutil.rmtree(folder)
+        left.append(state_of(folder))
+    assert left == left[:1] * 4
+    run_train(**settings)
+    assert differences(whole, folder) == []
 
 
 @pytest.mark.parametrize("place, size", [

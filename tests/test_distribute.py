@@ -17,47 +17,51 @@ from cli import InputError
 from conftest import PROJECT
 
 FLAGS = ["--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20"]
+PLAIN = ["--dropout_rate=0"]
+CLIPPED = ["--dropout_rate=0.2", "--opt_name=sgd", "--max_lr=3", "--clipnorm=0.1"]
+ALTERNATING = ["--dropout_rate=0", "--search=alternating", "--arch_share=0.5", "--gumbel_per_row", "--latency_weight=0.1"]
 MIRRORED = """
 import json
 import sys
 from pathlib import Path
 import tensorflow as tf
-replicas = int(sys.argv[2])
+data_dir, replicas, ways = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * replicas)
 import keras
 from absl import flags
 from absl.testing import flagsaver
 import data_utils, devices, train
-flags.FLAGS(["train.py", *sys.argv[4:]])
-data_dir, strategy = Path(sys.argv[1]), devices.strategy("mirrored") if replicas > 1 else None
-for accumulate, jit_compile in json.loads(sys.argv[3]):
+strategy = devices.strategy("mirrored") if replicas > 1 else None
+for given, jit_compile in ways:
     keras.utils.set_random_seed(0)
-    with flagsaver.flagsaver(accumulate=accumulate):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["train.py", *given])
         trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile, strategy)
         trainer.state.latency.assign([3.0, 2.0, 1.0])
         losses = [trainer.train(1) and trainer.end_line()[0] for _ in range(100)]
         valid = trainer.evaluate("valid", lambda: None)["loss"]
     trainer.complete_state()
-    print(json.dumps([*losses, valid, *trainer.model.pi().ravel().tolist(), trainer.step, float(abs(trainer.state.memory.numpy()).sum())]))
+    print(json.dumps([[*losses, valid], [*trainer.model.pi().ravel().tolist(), float(abs(trainer.state.memory.numpy()).sum())], trainer.step]))
 """
 
 
-def run(program, *arguments, **environment):
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)} | environment)
+def mirrored(data_dir, replicas, *ways):
+    """Losses, and what the state is like, after training with so many replicas in some ways: flags, and whether to compile."""
+    arguments = [str(data_dir), str(replicas), json.dumps([([*FLAGS, "--num_layers=1", *given], jit_compile) for given, jit_compile in ways])]
+    done = subprocess.run([sys.executable, "-c", MIRRORED, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
-@pytest.mark.parametrize("given, ways", [
-    (["--dropout_rate=0"], {1: [(1, False)], 2: [(1, False), (1, True)], 4: [(1, False)]}),
-    (["--dropout_rate=0.2", "--opt_name=sgd", "--max_lr=1", "--clipnorm=0.1"], {1: [(1, False), (2, True)], 2: [(2, False)]}),
-    (["--dropout_rate=0", "--search=alternating", "--arch_share=0.5", "--gumbel_per_row", "--latency_weight=0.1"], {1: [(1, False)], 4: [(1, False)]})], ids=str)
-def test_replicas_and_accumulation_train_as_one_replica(given, ways, data_dir):
-    """`ways`: for so many replicas, --accumulate and --jit_compile."""
-    one, *others = [result for replicas in ways for result in run(MIRRORED, str(data_dir), str(replicas), json.dumps(ways[replicas]), *FLAGS, *given)]
-    assert np.mean(one[:20]) - np.mean(one[80:100]) > 0.05 and len(others) == sum(map(len, ways.values())) - 1
-    for other in others:
-        assert other == pytest.approx(one, rel=1e-5)
+def test_replicas_and_accumulation_train_as_one_replica(data_dir):
+    plain, clipped, compiled_halves, alternating = mirrored(data_dir, 1, (PLAIN, False), (CLIPPED, False), ([*CLIPPED, "--accumulate=2"], True), (ALTERNATING, False))
+    two, two_compiled, two_halves = mirrored(data_dir, 2, (PLAIN, False), (PLAIN, True), ([*CLIPPED, "--accumulate=2"], False))
+    four, four_alternating = mirrored(data_dir, 4, (PLAIN, False), (ALTERNATING, False))
+    for one, *others in ([plain, two, two_compiled, four], [clipped, compiled_halves, two_halves], [alternating, four_alternating]):
+        losses, state, step = one
+        assert np.mean(losses[:20]) - np.mean(losses[80:100]) > 0.05 and step == 100
+        for other in others:
+            assert other == [pytest.approx(losses, rel=1e-5), pytest.approx(state, rel=1e-4), 100]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,28 +116,26 @@ def test_workers_train_as_one_and_the_chief_alone_writes(workers, alone, data_di
     assert not any(errors for _, errors in outputs)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoint(victim, alone, data_dir, tmp_path):
-    processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")
-    checkpoint = tmp_path / "logs" / "run" / "checkpoints" / "40"
-    while not checkpoint.exists():
-        time.sleep(0.05)
-        assert processes[0].poll() is None, processes[0].communicate()
-    processes[victim].kill()
-    status, line = ends(processes, seconds=60)[1 - victim]
-    assert status == 1 and line.startswith("error: another worker has ended or cannot be reached: start all of them again")
+def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoint(alone, data_dir, tmp_path):
+    for victim, step in [(0, 20), (1, 60)]:
+        processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")
+        while not (tmp_path / "logs" / "run" / "checkpoints" / f"{step}").exists():
+            time.sleep(0.05)
+            assert processes[0].poll() is None, processes[0].communicate()
+        processes[victim].kill()
+        status, line = ends(processes, seconds=60)[1 - victim]
+        assert status == 1 and line.startswith("error: another worker has ended or cannot be reached: start all of them again")
     assert ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")) == [(0, "")] * 2
-    assert "resumed at step" in (tmp_path / "logs" / "run" / "training_log.log").read_text()
+    assert (tmp_path / "logs" / "run" / "training_log.log").read_text().count("resumed at step") == 2
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batch_goes_on(number, alone, data_dir, tmp_path):
+def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batch_goes_on(alone, data_dir, tmp_path):
     processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=80")
     wait_for(processes[0], "epoch 1")
     time.sleep(3)
-    processes[1].send_signal(number)
-    assert ends(processes) == [(128 + number, "interrupted")] * 2
+    processes[1].send_signal(signal.SIGTERM)
+    assert ends(processes) == [(143, "interrupted")] * 2
     log = (tmp_path / "logs" / "run" / "training_log.log").read_text()
     assert re.search(r"interrupted at step \d+ and saved", log)
     assert ends(start(1, tmp_path, f"--data_dir={data_dir}", "--max_steps=90", "--accumulate=2", "--distribute=none")) == [(0, "")]

@@ -68,14 +68,11 @@ def test_the_found_network_is_compared_with_others(project):
 
 
 def test_documentation_is_the_corpus_where_there_is_no_network(project):
-    made = run(project, "./make_data.sh", "--vocab_size=2000")
+    made = run(project, "./make_data.sh")
     assert made.returncode == 0, made.stderr
     assert "NOT WikiText-2" in made.stderr
     metadata = json.loads((project / "data" / "tfrecords" / "metadata.json").read_text())
     assert metadata["corpus"] == "pydocs" and metadata["splits"]["train"]["bytes"] > 5_000_000
-    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=2")
-    assert trained.returncode == 0 and "corpus pydocs" in trained.stdout
-    assert json.loads((project / "logs" / "supernet" / "results.json").read_text())["corpus"] == "pydocs"
 
 
 def test_the_scripts_work_from_another_folder(project, tmp_path):
