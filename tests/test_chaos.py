@@ -11,7 +11,7 @@ import chaos
 
 def test_training_that_is_killed_ends_as_if_it_had_not_been(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
-    assert chaos.disturb_training(tmp_path, kills=2, seed=3, longest=2) == []
+    assert chaos.disturb_training(tmp_path, kills=3, seed=3, longest=2) == []  # one by each signal
 
 
 def test_data_that_are_made_anew_are_the_old_or_the_new_when_that_is_killed(corpus_dir, tmp_path):

@@ -118,7 +118,7 @@ def begin(data_dir, tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Even though.*run_functions_eagerly")
-@settings(each_time_the_same, max_examples=30)
+@settings(each_time_the_same, max_examples=50)
 @given(given=some(TRAIN))
 def test_flags_of_a_training_work_or_are_refused_where_they_cannot_work_together(given, begin):
     error = begin(given)
