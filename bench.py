@@ -35,7 +35,7 @@ from generate import Writer, memory_length
 
 PARTS = ("train_step", "networks", "evaluation", "generation", "tokenizing", "reading")
 
-JSON = flags.DEFINE_string("json", None, "write the figures to this file")
+JSON = cli.define_path("json", None, "write the figures to this file")
 ONLY = flags.DEFINE_enum("only", None, PARTS, "measure this part alone")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each part is measured", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "B, rows side by side", lower_bound=1)
@@ -83,15 +83,18 @@ class Bench:
         return self._each_dtype(self._generation)
 
     def tokenizing(self) -> dict:
-        """Text to tokens, as each process of make_data.sh does it."""
-        path, model, stream = (self._folder / name for name in ("text.txt", "tokenizer.model", "text.int32"))
+        """Text to tokens, as make_data.sh does it, by all cores."""
+        path, model = self._folder / "text.txt", self._folder / "tokenizer.model"
         path.write_text(zipf_text())
         text = corpora.whole_file(path)
-        tokenization.train_tokenizer(text, model.with_suffix(""), 2000, lowercase=True)
-        tokenizer = tokenization.load_tokenizer(model)
-        tokenization.write_stream(text, tokenizer, False, stream)
-        num_tokens = len(tokenization.Stream(stream))
-        times = [seconds(lambda: tokenization.encode(text.parts[0], tokenizer.serialized_model_proto(), False)) for _ in range(REPEATS.value)]
+        model.write_bytes(tokenization.train_tokenizer(text, tokenization.Settings(vocab_size=2000)))
+        tokenizer = tokenization.Tokenizer(model)
+
+        def tokenize() -> int:
+            return sum(len(ids) for ids, _, _ in data_utils.token_blocks(text, tokenizer, add_eos=False))
+
+        num_tokens = tokenize()
+        times = [seconds(tokenize) for _ in range(REPEATS.value)]
         return spread(times) | {"tokens_per_second": num_tokens / np.median(times)}
 
     def reading(self) -> dict:

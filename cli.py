@@ -1,6 +1,8 @@
 """How every command starts, and how it ends on bad input: in one line that says what is wrong, never in a traceback."""
 
 import contextlib
+import functools
+import importlib.metadata
 import os
 import re
 import signal
@@ -18,7 +20,6 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 FAILURES = {
     "MemoryError": "not enough memory", "ResourceExhaustedError": "not enough memory",
     "DataLossError": "a file was damaged while it was in use", "NotFoundError": "a file vanished while it was in use",
-    "BrokenProcessPool": "a process that tokenized was killed, most often for want of memory: the same command goes on where it was",
     "UnavailableError": "another worker has ended or cannot be reached: start all of them again, and they go on from the last checkpoint",
 }
 
@@ -66,6 +67,37 @@ def quiet():
         os.close(nowhere)
 
 
+@functools.cache
+def tensorflow():
+    """TensorFlow, imported when it is first used: some commands do without it."""
+    with quiet():
+        import tensorflow as tf
+
+    return tf
+
+
+@functools.cache
+def tensorflow_text():
+    """tensorflow-text, imported when it is first used.
+
+    Raises:
+      InputError: it cannot be imported, most often because it is of another minor version than TensorFlow.
+    """
+    version = tensorflow().__version__
+    try:
+        with quiet():
+            import tensorflow_text
+    except Exception as error:
+        try:
+            found = f"tensorflow-text {importlib.metadata.version('tensorflow-text')}"
+        except importlib.metadata.PackageNotFoundError:
+            found = "tensorflow-text, which is not installed,"
+        wanted = ".".join(version.split(".")[:2])
+        raise InputError(f"{found} does not load with TensorFlow {version} ({reason(error)}): "
+                         f"{sys.executable} -m pip install 'tensorflow-text=={wanted}.*'") from None
+    return tensorflow_text
+
+
 def run(main):
     """Runs `main(argv)` with parsed absl flags.
 
@@ -81,6 +113,8 @@ def run(main):
         if rest[1:]:
             sys.exit(f"error: '{rest[1]}' is not a flag (flags are written --name=value; --help lists them)")
         for name, value in flags.FLAGS.flag_values_dict().items():
+            if any("\ud800" <= character <= "\udfff" for text in (value if isinstance(value, list) else [value]) for character in str(text)):
+                sys.exit(f"error: --{name} is not UTF-8")
             if type(value) is int and abs(value) >= 2**31 or type(value) is float and value and not 1e-37 < abs(value) < 1e38:
                 sys.exit(f"error: --{name}={value} is out of range")  # of int32 or float32
         return rest
@@ -108,6 +142,30 @@ def reason(error: Exception) -> str:
     places = ("Graph execution error", "Detected at node", '  File "', "\t [[")
     text = " ".join(line for line in str(error).splitlines() if not line.startswith(places))
     return re.sub(r"\{\{.*?\}\}+|\[Op:.*", "", " ".join(text.split())).strip()
+
+
+class _PathParser(flags.ArgumentParser):
+    """Takes a path of the user's, where ~ is the home folder: a shell does not see it behind --name=."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+class _PathsParser(flags.ListParser):
+    """Takes several, comma-separated."""
+
+    def parse(self, argument) -> list[str]:
+        return [os.path.expanduser(path) for path in super().parse(argument)]
+
+
+def define_path(name: str, default: str | None, help: str, **settings):
+    """Defines a flag that is a path."""
+    return flags.DEFINE(_PathParser(), name, default, help, **settings)
+
+
+def define_paths(name: str, default: list[str] | None, help: str, **settings):
+    """Defines a flag that is a list of paths."""
+    return flags.DEFINE(_PathsParser(), name, default, help, **settings)
 
 
 def define_integers(name: str, default: str, help: str):

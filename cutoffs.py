@@ -116,7 +116,7 @@ def read_counts(path: Path) -> np.ndarray:
 
 
 def define_flags():
-    flags.DEFINE_string("counts_file", "data/tfrecords/unigram_counts.txt", "how often each id occurs, one count per line")
+    cli.define_path("counts_file", "data/tfrecords/unigram_counts.txt", "how often each id occurs, one count per line")
     flags.DEFINE_integer("clusters", 3, "K, the head included: K - 1 cutoffs", lower_bound=1)
     flags.DEFINE_integer("d_model", 128, "D, the width of the head", lower_bound=1)
     flags.DEFINE_integer("proj_factor", 4, "tail i has width D / proj_factor^i", lower_bound=1)

@@ -3,12 +3,10 @@
 B batch rows, T sequence length, V vocabulary, N tokens of a split. A split is one token stream, cut into B rows of equal
 length; window s holds positions [s T, (s + 1) T] of every row: T inputs and, shifted by one, T targets. Memory that is
 carried from window to window therefore always continues the same row.
-
-TensorFlow is imported where it is used: the processes that tokenize do without it.
 """
 
 import contextlib
-import functools
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -24,20 +22,81 @@ import corpora
 import files
 import tokenization
 from cli import InputError
-from tokenization import PAD
+from corpora import Corpus, Text
+from tokenization import PAD, Tokenizer
 
-TOKENIZER = (".model", ".vocab")  # its files
+BLOCK_BYTES = 1 << 20  # of text, about, which are tokenized at once
 RECORD_FRAME = 16  # bytes that a TFRecord has beside its content: its length, and the checksums of both
-METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits", "sha256")  # what the readers of metadata.json need
+METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer", "splits", "sha256")  # what the readers of metadata.json need
 
 
-@functools.cache
-def tensorflow():
-    """TensorFlow, imported when it is first used."""
-    with cli.quiet():
-        import tensorflow as tf
+# ---------------------------------------------------------------------------------------------------------------------
+# Text -> tokens
 
-    return tf
+
+def token_blocks(text: Text, tokenizer: Tokenizer, add_eos: bool) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yields the ids of a text, block after block: int32 [N], how many words they are, how many characters are unknown.
+
+    All cores work, a few blocks ahead; memory is bounded, however long the text or its lines are.
+    """
+    tf = cli.tensorflow()
+    blocks = tf.data.Dataset.from_generator(lambda: corpora.blocks(text, BLOCK_BYTES), output_signature=tf.TensorSpec([], tf.string))
+    tokens = blocks.map(lambda block: tokenizer.tokenize(block, add_eos), num_parallel_calls=cli.CORES, deterministic=True)
+    return tokens.prefetch(1).as_numpy_iterator()
+
+
+class Stream:
+    """The tokens of a text on disk, int32 [N], which are read where they are indexed: nothing of them stays in memory.
+
+    Args:
+      path: of the file to write.
+      text, tokenizer, add_eos: as `token_blocks` takes them.
+
+    Attributes:
+      words, unknown_characters: how many the text has.
+
+    Raises:
+      InputError: the text is empty.
+    """
+
+    def __init__(self, path: Path, text: Text, tokenizer: Tokenizer, add_eos: bool):
+        self._path, self._length, self.words, self.unknown_characters = path, 0, 0, 0
+        is_long = text.size > 10 * BLOCK_BYTES
+        with open(path, "wb") as file:
+            for ids, words, unknown in token_blocks(text, tokenizer, add_eos):
+                with files.named(path):
+                    file.write(ids.tobytes())
+                    file.flush()
+                self._length += len(ids)
+                self.words += int(words)
+                self.unknown_characters += int(unknown)
+                if is_long:
+                    print(f"\r{text.name}: {self._length:,} tokens", end="", flush=True)
+        if is_long:
+            print()
+        if not self.words:
+            raise InputError(f"{text.name} is empty")
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, positions):
+        return np.memmap(self._path, np.int32, mode="r")[positions]
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id occurs, int64 [V]."""
+        return sum(np.bincount(self[part], minlength=vocab_size) for part in self._parts())
+
+    def renumber(self, new_ids: np.ndarray):
+        """Gives every id a new one, of `new_ids` [V]."""
+        with files.named(self._path):
+            ids = np.memmap(self._path, np.int32, mode="r+")
+            for part in self._parts():
+                ids[part] = new_ids[ids[part]]
+            ids.flush()
+
+    def _parts(self) -> Iterator[slice]:
+        return (slice(start, start + (1 << 20)) for start in range(0, len(self), 1 << 20))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,7 +146,7 @@ def _cut(stream, start, end, seq_len):
 
 def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int, folder: Path) -> list[Path]:
     """Writes the windows of a stream as TFRecords, one window a record; a shard holds consecutive windows."""
-    tf = tensorflow()
+    tf = cli.tensorflow()
     folder.mkdir()
     steps = num_windows(len(stream), batch_size, seq_len)
     shards = min(shards, steps)
@@ -104,100 +163,114 @@ def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int
 # The data folder: written as a whole, read by training
 
 
-def build(corpus: corpora.Corpus, output_dir: Path, vocab_size: int, lowercase: bool, add_eos: bool,
-          sp_model_prefix: str | None, batch_size: int, seq_len: int, shards: int):
+def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.Settings | Path, batch_size: int, seq_len: int,
+          add_eos: bool = False, shards: int = 1):
     """Makes a data folder: TFRecords per split, the tokenizer, unigram counts and metadata.json.
 
     Everything is written beside `output_dir` and renamed at the end, so that folder holds old data or new, never a mixture.
 
+    Args:
+      corpus: the texts.
+      output_dir: what is replaced, if it was made here.
+      tokenizer: what to train one for; or the path of a model that is taken as it is.
+      batch_size, seq_len, shards: as `write_records` takes them.
+      add_eos: as `Tokenizer.tokenize` takes it.
+
     Raises:
-      InputError: a text is empty, not UTF-8 or too short, or the vocabulary does not suit it.
+      InputError: a text is empty, not UTF-8 or too short, or the vocabulary does not suit it; or `output_dir` cannot be replaced.
     """
     output_dir = output_dir.resolve()
-    if foreign := _foreign_files(output_dir):
-        raise InputError(f"{output_dir} holds files that were not made here ({foreign[0]}): choose another --output_dir")
-    sha256 = {split: text.sha256() for split, text in corpus.texts.items()}
-    tokenizer_sha256 = sp_model_prefix and files.sha256(Path(sp_model_prefix + ".model"))
-    sizes = {split: [part.end - part.start for part in text.parts] for split, text in corpus.texts.items()}
-    work = {"texts": sha256, "sizes": sizes, "tokenizer": tokenizer_sha256 or [vocab_size, lowercase], "add_eos": add_eos, "versions": versions()}
-    with _workspace(output_dir, work) as workspace, tokenization.worker_processes() as processes:
-        prefix, folder, splits = workspace / "tokenizer", workspace / "new", {}
-        if not all(prefix.with_suffix(suffix).exists() for suffix in TOKENIZER):
-            if sp_model_prefix:
-                for suffix in TOKENIZER:
-                    files.write_whole(prefix.with_suffix(suffix), Path(sp_model_prefix + suffix).read_bytes())
-            else:
-                print(f"training a tokenizer of {vocab_size:,} pieces")
-                tokenization.train_tokenizer(corpus.texts["train"], prefix, vocab_size, lowercase)
-        tokenizer = tokenization.load_tokenizer(prefix.with_suffix(".model"))
-        folder.mkdir()
-        for suffix in TOKENIZER:
-            files.write_whole(folder / f"tokenizer{suffix}", prefix.with_suffix(suffix).read_bytes())
-        for split, text in corpus.texts.items():
-            words = tokenization.write_stream(text, tokenizer, add_eos, workspace / f"{split}.int32", processes)
-            stream = tokenization.Stream(workspace / f"{split}.int32")
+    _check_replaceable(output_dir)
+    cli.tensorflow_text()  # or say before all work why it cannot be had
+    sha256 = {split: corpora.checked_sha256(text) for split, text in corpus.texts.items()}
+    with _workspace(output_dir) as workspace:
+        folder = workspace / "new"
+        streams = _write_streams(corpus, tokenizer, add_eos, workspace)
+        for split, stream in streams.items():
             needed = batch_size * (seq_len + 1)
             if len(stream) < needed:
-                raise InputError(f"{text.name} is too short: {len(stream)} tokens, and one window of --batch_size={batch_size} rows "
-                                 f"of --seq_len={seq_len} needs {needed}")
-            if split == "train":
-                files.write_whole(folder / "unigram_counts.txt", "".join(f"{count}\n" for count in stream.counts(tokenizer.vocab_size())).encode())
-            records = write_records(stream, batch_size, seq_len, shards, folder / split)
-            splits[split] = {
-                "text": text.name, "text_sha256": sha256[split], "bytes": text.size, "words": words,
-                "tokens": len(stream), "steps": num_windows(len(stream), batch_size, seq_len),
-            }
-            print(f"{split}: {words:,} words, {len(stream):,} tokens, {splits[split]['steps']:,} windows in {len(records)} file(s)")
-        metadata = {
-            "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "vocab_size": tokenizer.vocab_size(),
-            "lowercase": None if sp_model_prefix else lowercase, "add_eos": add_eos, "splits": splits,
+                raise InputError(f"{corpus.texts[split].name} is too short: {len(stream)} tokens, and one window of "
+                                 f"--batch_size={batch_size} rows of --seq_len={seq_len} needs {needed}")
+        splits = {split: {
+            "text": text.name, "text_sha256": sha256[split], "bytes": text.size, "words": streams[split].words,
+            "unknown_characters": streams[split].unknown_characters, "tokens": len(streams[split]),
+            "steps": num_windows(len(streams[split]), batch_size, seq_len),
+        } for split, text in corpus.texts.items()}
+        for split, entry in splits.items():
+            records = write_records(streams[split], batch_size, seq_len, shards, folder / split)
+            unknown = f", {entry['unknown_characters']:,} characters unknown to the tokenizer" if entry["unknown_characters"] else ""
+            print(f"{split}: {entry['words']:,} words, {entry['tokens']:,} tokens{unknown}, {entry['steps']:,} windows in {len(records)} file(s)")
+        files.write_json(folder / "metadata.json", {
+            "corpus": corpus.name, "batch_size": batch_size, "seq_len": seq_len, "add_eos": add_eos, "splits": splits,
+            "vocab_size": Tokenizer(folder / "tokenizer.model").vocab_size,
+            "tokenizer": str(tokenizer) if isinstance(tokenizer, Path) else dataclasses.asdict(tokenizer),
             "sha256": {str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
             "versions": versions(),
-        }
-        files.write_json(folder / "metadata.json", metadata)
-        if output_dir.exists():
-            output_dir.rename(workspace / "old")
-        folder.rename(output_dir)
+        })
+
+
+def _write_streams(corpus: Corpus, settings: tokenization.Settings | Path, add_eos: bool, workspace: Path) -> dict[str, Stream]:
+    """Writes the tokenizer and unigram counts into `workspace`/new, and the stream of each split, which is returned, beside it.
+
+    The ids of a tokenizer that is trained here fall by their count in the training split.
+    """
+    model = workspace / "new" / "tokenizer.model"
+    if isinstance(settings, Path):
+        files.write_whole(model, settings.read_bytes())
+    else:
+        print(f"training a tokenizer of {f'{settings.vocab_size:,} pieces' if settings.vocab_size else f'all {settings.model_type}s'}")
+        files.write_whole(model, tokenization.train_tokenizer(corpus.texts["train"], settings))
+    tokenizer = Tokenizer(model)
+    train = Stream(workspace / "train.int32", corpus.texts["train"], tokenizer, add_eos)
+    counts = train.counts(tokenizer.vocab_size)  # [V]
+    if not isinstance(settings, Path):
+        new_ids = tokenization.ids_by_count(counts)  # [V]
+        train.renumber(new_ids)
+        files.write_whole(model, tokenization.renumbered(model.read_bytes(), new_ids))
+        tokenizer, counts = Tokenizer(model), counts[np.argsort(new_ids)]
+    files.write_whole(model.with_suffix(".vocab"), tokenizer.vocabulary.encode())
+    files.write_whole(model.with_name("unigram_counts.txt"), "".join(f"{count}\n" for count in counts).encode())
+    held_out = {split: Stream(workspace / f"{split}.int32", text, tokenizer, add_eos)
+                for split, text in corpus.texts.items() if split != "train"}
+    return {"train": train, **held_out}
 
 
 @contextlib.contextmanager
-def _workspace(output_dir: Path, work: dict) -> Iterator[Path]:
-    """A folder beside `output_dir` to work in. A build that is killed leaves it, and the next one that has the same work to do
-    finds there what is done; otherwise it is removed in the end. Where the old data were not yet replaced, they come back."""
+def _workspace(output_dir: Path) -> Iterator[Path]:
+    """A folder beside `output_dir` to work in, with a folder `new` that takes the place of `output_dir` at the end of the block.
+    What a build that was killed has left is removed; where it had moved the old data aside already, they come back."""
     workspace = output_dir.with_name(f".{output_dir.name}.partial")
-
-    def clear():
-        if (workspace / "old").exists() and not output_dir.exists():  # stopped between the two renames
-            (workspace / "old").rename(output_dir)
-        for rest in ("old", "new"):
-            shutil.rmtree(workspace / rest, ignore_errors=True)
-
+    new, old = workspace / "new", workspace / "old"
     with files.named(workspace):
         workspace.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(workspace, os.O_RDONLY)
     if not files.lock(descriptor):
         raise InputError(f"{output_dir} is being made by another process")
-    clear()
     try:
-        same = files.read_json(workspace / "work.json") == work
-    except (OSError, InputError):
-        same = False
-    if not same:
-        for path in workspace.iterdir():
-            path.unlink()
-        files.write_json(workspace / "work.json", work)
-    killed = True
-    try:
+        if old.exists() and not output_dir.exists():
+            old.rename(output_dir)
+        for rest in workspace.iterdir():
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+        new.mkdir()
         yield workspace
-        killed = False
-    except (InputError, OSError):
-        killed = False
-        raise
+        if output_dir.exists():
+            output_dir.rename(old)
+        new.rename(output_dir)
     finally:
-        clear()
-        if not killed:
-            shutil.rmtree(workspace, ignore_errors=True)
+        if old.exists() and not output_dir.exists():
+            old.rename(output_dir)
+        shutil.rmtree(workspace, ignore_errors=True)
         os.close(descriptor)
+
+
+def _check_replaceable(output_dir: Path):
+    """Raises InputError where a folder cannot take the place of `output_dir`, or must not."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file: choose another --output_dir")
+    if os.path.ismount(output_dir):
+        raise InputError(f"{output_dir} is a mount point, which cannot be replaced as a whole: name a folder within it as --output_dir")
+    if foreign := _foreign_files(output_dir):
+        raise InputError(f"{output_dir} holds files that were not made here ({foreign[0]}): choose another --output_dir")
 
 
 def _foreign_files(folder: Path) -> list[str]:
@@ -250,7 +323,7 @@ def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:
 
 def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0, num_rows: int | None = None):
     """A tf.data.Dataset: the windows of a split in order, int32 [B, T + 1]; or of each only `num_rows` rows from one on."""
-    tf = tensorflow()
+    tf = cli.tensorflow()
     width, rows = metadata["seq_len"] + 1, num_rows or metadata["batch_size"]
     paths = [str(path) for path in _records(data_dir, split, metadata)]
 
@@ -274,7 +347,7 @@ def tokenizer_sha256(metadata: dict) -> str:
 
 def versions() -> dict:
     """The versions of Python and of the packages that results depend on."""
-    packages = ("tensorflow", "keras", "sentencepiece", "numpy")
+    packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
@@ -283,21 +356,25 @@ def versions() -> dict:
 
 
 def define_flags():
-    flags.DEFINE_enum("corpus", "auto", ["auto", "wikitext-2", "wikitext-103", "pydocs"],
+    flags.DEFINE_enum("corpus", "auto", ["auto", *corpora.PUBLISHED, "pydocs"],
                       "auto is wikitext-2, or pydocs (documentation found on this machine) where that cannot be downloaded")
-    flags.DEFINE_string("input_text", None, "your own text: one UTF-8 file, split contiguously")
-    flags.DEFINE_string("input_dir", None, "your own text: a folder with train, valid and test as .txt or wiki.*.tokens; or with any .txt files, "
-                        "also in folders within it, which are split as one text in the order of their names")
+    cli.define_path("input_text", None, "your own text: one UTF-8 file, split contiguously")
+    cli.define_path("input_dir", None, "your own text: a folder with train, valid and test as .txt, wiki.*.tokens or wiki.*.raw; or with any "
+                    ".txt files, also in folders within it, which are split as one text in the order of their names, numbers by their size")
     flags.DEFINE_float("valid_fraction", corpora.HELD_OUT, "share of your own text for validation, where it is split", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", corpora.HELD_OUT, "and for test", lower_bound=0, upper_bound=1)
-    flags.DEFINE_integer("vocab_size", 12_000, "SentencePiece pieces", lower_bound=1)
-    flags.DEFINE_boolean("lowercase", True, "fold case (nfkc_cf); otherwise nfkc")
+    flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's kind of tokenizer; char keeps white space as it is")
+    flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all that there are of char and word)", lower_bound=1)
+    flags.DEFINE_enum("normalization_rule_name", "nfkc_cf", tokenization.NORMALIZATIONS,
+                      "nfkc_cf folds case, nfkc keeps it, identity changes no letter")
+    flags.DEFINE_float("character_coverage", 1.0, "share of the text whose characters are pieces; the rarest others become bytes",
+                       lower_bound=0.9, upper_bound=1)
     flags.DEFINE_boolean("add_eos", False, "a token [EOS] at every line end")
-    flags.DEFINE_string("sp_model_prefix", None, "use the tokenizer PREFIX.model, PREFIX.vocab instead of training one")
+    cli.define_path("sp_model_prefix", None, "use the tokenizer PREFIX.model instead of training one")
     flags.DEFINE_integer("batch_size", 32, "rows of a window", lower_bound=1)
     flags.DEFINE_integer("seq_len", 32, "tokens of a row of a window", lower_bound=1)
     flags.DEFINE_integer("shards", 1, "TFRecord files per split", lower_bound=1)
-    flags.DEFINE_string("output_dir", "data/tfrecords", "where the data go; data made earlier are replaced")
+    cli.define_path("output_dir", "data/tfrecords", "where the data go; data made earlier are replaced")
     flags.register_multi_flags_validator(["input_text", "input_dir"], lambda given: not all(given.values()),
                                          "--input_text and --input_dir exclude each other")
     flags.register_multi_flags_validator(["valid_fraction", "test_fraction"], lambda given: min(given.values()) > 0 and sum(given.values()) < 1,
@@ -308,16 +385,18 @@ def main(_):
     FLAGS = flags.FLAGS
     output_dir = Path(FLAGS.output_dir)
     splits_given = not FLAGS.input_text and not (FLAGS.input_dir and corpora.is_to_split(Path(FLAGS.input_dir)))
+    of_the_tokenizer = ["model_type", "vocab_size", "normalization_rule_name", "character_coverage"]
     refused = {
-        "--sp_model_prefix brings its own vocabulary and case": ["vocab_size", "lowercase"] if FLAGS.sp_model_prefix else [],
+        "--sp_model_prefix names a tokenizer as it is": of_the_tokenizer if FLAGS.sp_model_prefix else [],
         "your own text is the corpus": ["corpus"] if FLAGS.input_text or FLAGS.input_dir else [],
         "the corpus has its splits": ["valid_fraction", "test_fraction"] if splits_given else [],
     }
     for reason, names in refused.items():
         if given := [f"--{name}" for name in names if FLAGS[name].present]:
             raise InputError(f"{reason}: leave {' and '.join(given)} out")
-    if FLAGS.sp_model_prefix:
-        tokenization.load_tokenizer(Path(FLAGS.sp_model_prefix + ".model"))
+    model = FLAGS.sp_model_prefix and Path(f"{FLAGS.sp_model_prefix}.model")
+    if model:
+        Tokenizer(model)  # or say at once what is wrong with it
     if FLAGS.input_text:
         corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction)
     elif FLAGS.input_dir:
@@ -325,7 +404,12 @@ def main(_):
     else:
         corpus = corpora.choose(FLAGS.corpus, Path("data"))
     print(f"corpus {corpus.name}")
-    build(corpus, output_dir, FLAGS.vocab_size, FLAGS.lowercase, FLAGS.add_eos, FLAGS.sp_model_prefix, FLAGS.batch_size, FLAGS.seq_len, FLAGS.shards)
+    if model:
+        tokenizer = model
+    else:
+        vocab_size = FLAGS.vocab_size or (12_000 if FLAGS.model_type in ("unigram", "bpe") else None)
+        tokenizer = tokenization.Settings(FLAGS.model_type, vocab_size, FLAGS.normalization_rule_name, FLAGS.character_coverage)
+    build(corpus, output_dir, tokenizer, FLAGS.batch_size, FLAGS.seq_len, FLAGS.add_eos, FLAGS.shards)
     print(f"wrote {output_dir}")
 
 

@@ -8,7 +8,6 @@ can reach.
 """
 
 import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,10 @@ with cli.quiet():
 import corpora
 import data_utils
 import files
-import tokenization
 from cli import InputError
 from model import KINDS
 from runs import TrainedRun
-from tokenization import PAD, UNK
+from tokenization import PAD, Tokenizer
 
 
 def window_nll(model, window, memory, filled, tau, draws=None):
@@ -114,18 +112,19 @@ def metrics(loss: float, text: dict) -> dict:
     """Loss in nats per token, and what does not depend on the tokenizer.
 
     Word perplexity and bits per byte spread the negative log-likelihood of all tokens but the first over the raw text. A
-    language without spaces has no words worth the name, and its word perplexity may be infinite.
+    language without spaces has no words worth the name, and its word perplexity may be infinite. Where characters are unknown to
+    the tokenizer both are None: no figure shall be better because text was left out.
 
     Args:
       loss: in nats per token.
-      text: how many `tokens`, `words` and `bytes` it has, as metadata.json says of each split.
+      text: how many `tokens`, `words`, `bytes` and `unknown_characters` it has, as metadata.json says of each split.
     """
-    total = loss * (text["tokens"] - 1)
+    total, whole = loss * (text["tokens"] - 1), not text["unknown_characters"]
     return {
         "loss": loss,
         "perplexity": exp(loss),
-        "word_perplexity": exp(total / text["words"]),
-        "bits_per_byte": total / math.log(2) / text["bytes"],
+        "word_perplexity": exp(total / text["words"]) if whole else None,
+        "bits_per_byte": total / math.log(2) / text["bytes"] if whole else None,
     }
 
 
@@ -138,14 +137,21 @@ def exp(nats: float) -> float:
 # The command
 
 
-def read_text(path: Path, tokenizer, add_eos: bool) -> tuple[np.ndarray, dict]:
-    """The tokens of a text file, int32 [N], and how many tokens, words and bytes it has."""
+def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarray, dict]:
+    """The tokens of a text file, int32 [N], and how many tokens, words, bytes and unknown characters it has.
+
+    Raises:
+      InputError: it is no UTF-8 text, or empty.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --text takes a file")
     text = corpora.whole_file(path)
-    with tempfile.TemporaryDirectory() as temporary:
-        stream = Path(temporary, "text.int32")
-        words = tokenization.write_stream(text, tokenizer, add_eos, stream)
-        tokens = np.fromfile(stream, np.int32)
-    return tokens, {"tokens": len(tokens), "words": words, "bytes": text.size}
+    corpora.checked_sha256(text)
+    ids, words, unknown = zip(*data_utils.token_blocks(text, tokenizer, add_eos))
+    if not sum(words):
+        raise InputError(f"{text.name} is empty")
+    tokens = np.concatenate(ids)
+    return tokens, {"tokens": len(tokens), "words": int(sum(words)), "bytes": text.size, "unknown_characters": int(sum(unknown))}
 
 
 def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None, checkpoint: str = "best", data_dir: Path | None = None,
@@ -158,7 +164,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     if text:
         name = str(text)
-        stream, size = read_text(text, tokenization.load_tokenizer(run.tokenizer), run.data["add_eos"])
+        stream, size = read_text(text, Tokenizer(run.tokenizer), run.data["add_eos"])
     else:
         data_dir = data_dir or Path(run.flags["data_dir"])
         metadata = data_utils.read_metadata(data_dir)
@@ -180,7 +186,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
         "most_likely": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
         "batch_size": batch_size, "seq_len": seq_len, "mem_len": mem_len, "device": device,
         **metrics(score.nll / score.targets, size),
-        "targets": score.targets, "unknown": int(np.sum(stream[1:] == UNK)),
+        "targets": score.targets, "unknown_characters": size["unknown_characters"],
         "tokens_per_second": score.targets / sum(score.seconds),
         "ms_per_window": {f"p{p}": 1e3 * float(np.percentile(score.seconds, p)) for p in (50, 95, 99)},
         "flops_per_token": model.flops(batch_size, seq_len, probability) / (batch_size * seq_len),
@@ -198,9 +204,9 @@ def table(reports: list[dict]) -> str:
         "rows x tokens + memory": lambda r: f"{r['batch_size']} x {r['seq_len']} + {r['mem_len']}",
         "loss": lambda r: f"{r['loss']:.4f}",
         "perplexity": lambda r: f"{r['perplexity']:.2f}",
-        "word perplexity": lambda r: f"{r['word_perplexity']:.1f}",
-        "bits per byte": lambda r: f"{r['bits_per_byte']:.4f}",
-        "tokens scored (unknown)": lambda r: f"{r['targets']:,} ({r['unknown']:,})",
+        "word perplexity": lambda r: _not_given(r) or f"{r['word_perplexity']:.1f}",
+        "bits per byte": lambda r: _not_given(r) or f"{r['bits_per_byte']:.4f}",
+        "tokens scored": lambda r: f"{r['targets']:,}",
         "parameters": lambda r: f"{r['parameters']:,}",
         "FLOPs per token, million": lambda r: f"{r['flops_per_token'] / 1e6:.3f}",
         "ms per window (p95, p99)": lambda r: "{p50:.1f} ({p95:.1f}, {p99:.1f})".format_map(r["ms_per_window"]),
@@ -211,12 +217,18 @@ def table(reports: list[dict]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in zip(*columns))
 
 
+def _not_given(report: dict) -> str:
+    """Why a report lacks the figures of the raw text; nothing if it has them."""
+    unknown = report["unknown_characters"]
+    return f"not given: {unknown:,} characters are unknown to the tokenizer" if unknown else ""
+
+
 def define_flags():
-    flags.DEFINE_list("run", None, "the folder of a run, or several for columns side by side", required=True)
+    cli.define_paths("run", None, "the folder of a run, or several for columns side by side", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, or the step of one that is there")
     flags.DEFINE_enum("split", "valid", ["valid", "test", "train"], "of the data")
-    flags.DEFINE_string("text", None, "a UTF-8 file to score instead")
-    flags.DEFINE_string("data_dir", None, "where the data are (default: where they were in training)")
+    cli.define_path("text", None, "a UTF-8 file to score instead")
+    cli.define_path("data_dir", None, "where the data are (default: where they were in training)")
     flags.DEFINE_integer("mem_len", None, "M, memory length (default: as in training); a longer one usually helps", lower_bound=0)
     flags.DEFINE_integer("seq_len", None, "T, tokens of a row of a window (default: as in training)", lower_bound=1)
     flags.DEFINE_integer("batch_size", None, "rows side by side (default: as in training); changes no score", lower_bound=1)

@@ -18,7 +18,7 @@ with cli.quiet():
 from cli import InputError
 from model import Draws
 from runs import TrainedRun
-from tokenization import BOS, EOS, PAD, UNK, load_tokenizer
+from tokenization import BOS, PAD, UNK, Tokenizer
 
 
 def keep_top_k(scores, k: int):
@@ -79,7 +79,7 @@ class Writer:
 
 
 def define_flags():
-    flags.DEFINE_string("run", None, "the folder of a run", required=True)
+    cli.define_path("run", None, "the folder of a run", required=True)
     flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, or the step of one that is there")
     flags.DEFINE_string("prompt", None, "what to continue; without it, each line that you type")
     flags.DEFINE_integer("num_tokens", 100, "how many tokens to write", lower_bound=1)
@@ -98,12 +98,19 @@ def memory_length(mem_len: int, seq_len: int) -> int:
 
 
 def lines() -> Iterator[str]:
-    """What is typed, line by line; empty ones are left out."""
+    """What is typed, line by line; empty ones are left out.
+
+    Raises:
+      InputError: it is not UTF-8.
+    """
+    sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except UnicodeDecodeError:
+            raise InputError("the prompt is not UTF-8") from None
         if line.strip():
             yield line
 
@@ -115,16 +122,16 @@ def main(_):
     mem_len = memory_length(run.flags["mem_len"], run.data["seq_len"])
     model, tau, _ = run.network(FLAGS.checkpoint, mem_len=mem_len, static_shapes=on_gpu)
     writer = Writer(model, tau, on_gpu, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p)
-    tokenizer = load_tokenizer(run.tokenizer)
+    tokenizer = Tokenizer(run.tokenizer)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
-        prompt = prompt.rstrip()
-        tokens = tokenizer.encode(prompt)
-        if not tokens:
+        tokens = tokenizer.encode(prompt, run.data["add_eos"])
+        if not len(tokens):
             raise InputError("the prompt is empty: there is nothing to continue")
         for sample in range(FLAGS.num_samples):
-            print(prompt, end="", flush=True)
-            for token in writer.write(tokens, FLAGS.num_tokens, (FLAGS.seed + sample) % 2**31):
-                print("\n" if token == EOS else tokenizer.id_to_piece(token).replace("▁", " "), end="", flush=True)
+            print(prompt if tokenizer.keeps_white_space else prompt.rstrip(" "), end="", flush=True)
+            written = writer.write(tokens, FLAGS.num_tokens, (FLAGS.seed + sample) % 2**31)
+            for text in tokenizer.decode(written, within_line=not prompt.endswith("\n")):
+                print(text, end="", flush=True)
             print()
 
 

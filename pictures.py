@@ -4,6 +4,7 @@ L blocks, K kinds of layer.
 """
 
 import functools
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib import pyplot
 from model import KINDS
 
 matplotlib.use("Agg")  # without a display
+warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a corpus' name, whose characters are boxes then
 
 
 def draw_pi(axes, pi: np.ndarray, title: str):
@@ -22,7 +24,7 @@ def draw_pi(axes, pi: np.ndarray, title: str):
     axes.set_xticks(range(len(pi)), [str(block + 1) for block in range(len(pi))])
     axes.set_yticks(range(len(KINDS)), KINDS)
     axes.set_xlabel("block")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)
     for block, probabilities in enumerate(pi):
         for kind, probability in enumerate(probabilities):
             axes.text(block, kind, f"{probability:.2f}", ha="center", va="center", fontsize=9,

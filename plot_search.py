@@ -50,7 +50,7 @@ class SearchFigure:
         if not any(tag.startswith("pi/") for tag in train):
             raise InputError(f"{run.folder} has no record of a search: its architecture is fixed, or it has just begun")
         self.steps, self._pi = recorded_pi(train)  # [S], [S, L, K]
-        self._title = f"pi at step {{:,}} of {run.folder.name}, {run.data['corpus']}"
+        self._name = f"{run.folder.name}, {run.data['corpus']}"
         self.figure = pyplot.figure(figsize=(8, 5.6), dpi=80, layout="constrained")
         grid = self.figure.add_gridspec(3, 2, height_ratios=(1.7, 1, 1))
         self._heat_map = self.figure.add_subplot(grid[0, :])
@@ -76,10 +76,14 @@ class SearchFigure:
 
     def show(self, number: int) -> Image.Image:
         """Draws record `number` of the S. Returns the picture in grey."""
-        pictures.draw_pi(self._heat_map, self._pi[number], self._title.format(self.steps[number]))
+        pictures.draw_pi(self._heat_map, self._pi[number], f"pi at step {self.steps[number]:,} of {self._name}")
         for mark in self._marks:
             mark.set_xdata([self.steps[number]] * 2)
         return Image.fromarray(pictures.pixels(self.figure)).convert("L").quantize(SHADES)
+
+
+def define_flags():
+    cli.define_path("run", None, "the folder of a search, which may still go on", required=True)
 
 
 def main(_):
@@ -94,5 +98,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run", None, "the folder of a search, which may still go on", required=True)
+    define_flags()
     cli.run(main)

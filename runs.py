@@ -107,7 +107,8 @@ class Run:
     def evaluation(self, step: int, valid: dict):
         """Writes the validation metrics, and keeps the network if none was as good before."""
         self.say(f"step {step:,}  valid  {_line(valid)}")
-        self.scalars("valid", step, {name if name in ("loss", "perplexity") else f"raw_text/{name}": value for name, value in valid.items()})
+        given = {name: value for name, value in valid.items() if value is not None}
+        self.scalars("valid", step, {name if name in ("loss", "perplexity") else f"raw_text/{name}": value for name, value in given.items()})
         if valid["loss"] < self._state.best_loss:
             self._state.best_loss.assign(valid["loss"])
             self._best.save(self._best_state, step)
@@ -122,7 +123,7 @@ class Run:
     def finish(self, results: dict):
         """Writes results.json and tells what it holds. JSON knows no infinity: a metric that overflows becomes null."""
         splits = ("train", "valid", "test")
-        numbers = {split: {name: value if np.isfinite(value) else None for name, value in results[split].items()} for split in splits}
+        numbers = {split: {name: value if value is not None and np.isfinite(value) else None for name, value in results[split].items()} for split in splits}
         files.write_json(self.folder / "results.json", results | numbers)
         for split in splits:
             self.say(f"{split:5}  {_line(results[split])}")
@@ -321,4 +322,4 @@ def _open_log(path: Path) -> logging.Logger:
 
 
 def _line(metrics: dict) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return "  ".join(f"{name} {'not given' if value is None else f'{value:.4g}'}" for name, value in metrics.items())

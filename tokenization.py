@@ -1,231 +1,240 @@
-"""Text -> SentencePiece tokens: a tokenizer, and the tokens of a text, by as many processes as there are cores.
+"""The tokenizer: a SentencePiece model that is trained on a text, turns text into ids, and ids back into text.
 
-V vocabulary, N tokens of a text. Memory is bounded, however long a text or its lines are, and work that was stopped goes on where
-it was. TensorFlow is not imported, so that a process starts in a tenth of a second.
+V vocabulary, L lines, N tokens. What goes in comes out again: bytes stand for what no piece covers, so nothing is unknown.
+Text to train on, prompts and text to score all go through `Tokenizer.tokenize`.
 """
 
-import collections
-import contextlib
-import functools
+import codecs
 import io
 import itertools
-import multiprocessing
-import os
 import re
-import signal
-import threading
-import time
-from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 import cli
 import corpora
-import files
 from cli import InputError
-from corpora import Part, Text
+from corpora import Text
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
-MAX_CHARS = 4096  # longer lines are cut at a space: SentencePiece's time and memory stay bounded
-LINES_AT_ONCE = 512
-CHUNK_BYTES = 4 << 20  # of text, which a process tokenizes at once
-SAMPLE_BYTES = 32 << 20  # of text, about, from which a tokenizer is trained
+PAD, BOS, EOS, UNK = range(4)
+MODEL_TYPES = ("unigram", "bpe", "char", "word")  # SentencePiece's names
+NORMALIZATIONS = ("nfkc_cf", "nfkc", "identity")
+BYTE_PIECES = 256
+SAMPLE_BYTES = 32 << 20  # of a text, about, from which a tokenizer is trained
+SENTENCE_BYTES = 16 << 10  # of these, about, at once
+WIKITEXT_WORDS = ("@-@", "@,@", "@.@", "<unk>")  # a hyphen, the marks within a number, a rare word: each is one piece where a text has it
+SPACE = "▁"  # how SentencePiece writes a space; in a text it is one
+
+# What Python's str.split takes for white space, but for line ends, and what SentencePiece cannot tell from it.
+WHITE_SPACE = r"[\t\v\f\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{2581}]"
+INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"  # soft hyphen, zero-width space, a byte order mark within a text
+
+
+def split_lines(text, keep_white_space: bool, keep_invisible: bool):
+    """The lines of a text as SentencePiece gets them.
+
+    Args:
+      text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
+      keep_white_space: otherwise all of it becomes spaces.
+      keep_invisible: otherwise characters without width are left out.
+
+    Returns:
+      Strings [L], the last of which is what follows the last line end, often nothing.
+    """
+    tf = cli.tensorflow()
+    text = tf.strings.regex_replace(text, r"\r\n?", "\n")
+    if not keep_white_space:
+        text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
+    if not keep_invisible:
+        text = tf.strings.regex_replace(text, INVISIBLE, "")
+    return tf.strings.split(text, "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A tokenizer
+# Training
 
 
-def line_parts(part: Part) -> Iterator[tuple[str, bool]]:
-    """A text line by line, long lines in pieces: at most `MAX_CHARS` characters, and whether the line ends with them."""
-    for line, ended in corpora.lines(part):
-        start = 0
-        while len(line) - start > MAX_CHARS:
-            before_last_word, *last_word = line[start:start + MAX_CHARS].rsplit(maxsplit=1)
-            end = start + (len(before_last_word) if last_word else MAX_CHARS)
-            yield line[start:end], False
-            start = end
-        yield line[start:], ended
+@dataclass(frozen=True)
+class Settings:
+    """What a tokenizer is trained for, under SentencePiece's names."""
+
+    model_type: str = "unigram"  # (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or word
+    vocab_size: int | None = None  # pieces, special ids and bytes among them; None: all characters or words
+    normalization_rule_name: str = "nfkc_cf"  # folds case; nfkc keeps it, identity changes no letter
+    character_coverage: float = 1.0  # share of the text whose characters are pieces; the rarest others become bytes
 
 
-def sample(text: Text) -> Iterator[str]:
-    """About `SAMPLE_BYTES` of the lines of a text, evenly spread over it; all of it if it is no longer."""
-    every = max(1, -(-text.size // SAMPLE_BYTES))
-    pieces = (piece for part in text.parts for chunk in corpora.chunks(part, CHUNK_BYTES) for piece, _ in line_parts(chunk))
-    return itertools.islice(filter(str.strip, pieces), 0, None, every) if every > 1 else pieces
+def train_tokenizer(text: Text, settings: Settings) -> bytes:
+    """Trains a SentencePiece model on a sample of a text, and returns the content of its file.
 
-
-def train_tokenizer(text: Text, prefix: Path, vocab_size: int, lowercase: bool):
-    """Trains a unigram SentencePiece model on a sample of a text and writes `prefix`.model and `prefix`.vocab.
-
-    After the special ids, pieces are numbered by falling probability, the order that the adaptive softmax builds on. The same
-    text gives the same bytes, whatever the folder and the number of cores.
+    The same text gives the same bytes, whatever the folder and the number of cores.
 
     Raises:
-      InputError: the text is empty, or `vocab_size` is more or less than it supports.
+      InputError: the text is empty, or the vocabulary size is more or less than it supports.
     """
-    pieces = list(sample(text))
-    if not any(piece.strip() for piece in pieces):
+    keep_white_space, cuts_words = settings.model_type == "char", settings.model_type in ("unigram", "bpe")
+    lines = _sample(text, keep_white_space, keep_white_space or settings.normalization_rule_name == "identity")
+    if not any(map(bytes.strip, lines)):
         raise InputError(f"{text.name} is empty")
+    sample = b"\n".join(lines)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(pieces),
+            sentence_iterator=iter(lines),
             model_writer=model,  # a file's name would be part of the model
-            model_type="unigram",
-            vocab_size=vocab_size,
-            normalization_rule_name="nfkc_cf" if lowercase else "nfkc",
-            user_defined_symbols=["@-@"],  # how WikiText-2 writes the hyphen within a word
+            **asdict(settings) | {"vocab_size": settings.vocab_size or 1 << 30},
+            use_all_vocab=not settings.vocab_size,
+            remove_extra_whitespaces=not keep_white_space,
+            add_dummy_prefix=not keep_white_space,
+            byte_fallback=True,
+            user_defined_symbols=[SPACE + word for word in WIKITEXT_WORDS if cuts_words and f" {word}".encode() in sample],
             pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
             pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
-            max_sentence_length=4 * MAX_CHARS,  # in bytes; longer ones would be left out
+            max_sentence_length=2 * (SENTENCE_BYTES + corpora.BREAK_BYTES),  # longer ones would be left out
             num_threads=16,  # the order of sums, and so every byte, depends on it
             minloglevel=2,
         )
     except RuntimeError as error:
-        most = re.search(r"set it to a value <= (\d+)", str(error))
-        reason = f"it supports at most {most[1]} pieces" if most else str(error).splitlines()[-1]
-        raise InputError(f"--vocab_size={vocab_size} does not suit {text.name}: {reason}") from None
-    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    vocabulary = "".join(f"{trained.id_to_piece(i)}\t{trained.get_score(i):g}\n" for i in range(trained.vocab_size()))
-    files.write_whole(prefix.with_name(prefix.name + ".model"), model.getvalue())
-    files.write_whole(prefix.with_name(prefix.name + ".vocab"), vocabulary.encode())
+        raise InputError(f"--vocab_size={settings.vocab_size} does not suit {text.name}: {_reason(str(error))}") from None
+    return model.getvalue()
 
 
-def load_tokenizer(model: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer of a SentencePiece model file.
+def _sample(text: Text, keep_white_space: bool, keep_invisible: bool) -> list[bytes]:
+    """The lines of about `SAMPLE_BYTES` of a text, evenly spread over it; all of it if it is no longer."""
+    every = max(1, -(-text.size // SAMPLE_BYTES))
+    blocks = itertools.islice(corpora.blocks(text, SENTENCE_BYTES), 0, None, every)
+    lines = (split_lines(block, keep_white_space, keep_invisible).numpy() for block in blocks)
+    return list(itertools.chain.from_iterable(lines))
 
-    Raises:
-      InputError: the file is no model with this project's special ids.
-    """
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except (RuntimeError, OSError):
-        raise InputError(f"{model} is not a SentencePiece model") from None
-    if (pieces.pad_id(), pieces.eos_id()) != (PAD, EOS):
-        raise InputError(f"{model} has pad id {pieces.pad_id()} and eos id {pieces.eos_id()}; they must be {PAD} and {EOS}")
-    return pieces
+
+def _reason(error: str) -> str:
+    """What SentencePiece says of a vocabulary size, in one line and in the words of our flags."""
+    if most := re.search(r"set it to a value <= (\d+)", error):
+        return f"it supports at most {most[1]} pieces"
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
+        return (f"its characters, {BYTE_PIECES} bytes and the special ids need {least[1]} already; "
+                "a lower --character_coverage leaves rare characters to the bytes")
+    return error.splitlines()[-1]
+
+
+def ids_by_count(counts: np.ndarray) -> np.ndarray:
+    """The new id of each id [V]: the special ids stay, the others follow by falling count, as the adaptive softmax expects them."""
+    order = np.concatenate([np.arange(UNK + 1), UNK + 1 + np.argsort(-counts[UNK + 1:], kind="stable")])
+    new_ids = np.empty_like(order)
+    new_ids[order] = np.arange(len(order))
+    return new_ids
+
+
+def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
+    """A SentencePiece model whose pieces have other ids, `new_ids` [V], and are otherwise the same: it cuts texts alike."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    pieces = [proto.pieces[old].__deepcopy__() for old in np.argsort(new_ids)]
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    return proto.SerializeToString(deterministic=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The tokens of a text
+# Use
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer(proto: bytes) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_proto=proto)
-
-
-def encode(part: Part, proto: bytes, add_eos: bool) -> tuple[np.ndarray, int]:
-    """The tokens of a part of a text, int32 [N], and how many words it has, which white space parts: where a very long line without
-    any is cut, each piece is one.
+class Tokenizer:
+    """Text -> ids -> text.
 
     Args:
-      part: of a UTF-8 file.
-      proto: the content of a SentencePiece model file.
-      add_eos: put [EOS] where a line ends; otherwise a line end leaves no token.
-    """
-    pieces, tokens, words = _tokenizer(proto), [], 0
-    parts = line_parts(part)
-    while batch := list(itertools.islice(parts, LINES_AT_ONCE)):
-        ids = pieces.encode([line for line, _ in batch])
-        ends = [EOS] if add_eos else []
-        tokens.append(np.fromiter(itertools.chain.from_iterable(line + ends * ended for line, (_, ended) in zip(ids, batch)), np.int32))
-        words += sum(len(line.split()) for line, _ in batch)
-    return np.concatenate(tokens or [np.zeros(0, np.int32)]), words
+      path: of a SentencePiece model.
 
-
-def write_stream(text: Text, tokenizer, add_eos: bool, stream: Path, processes: Executor | None = None) -> int:
-    """Tokenizes a text into one stream of int32 on disk. What an earlier call wrote of the same text stays, and is gone on with.
-
-    Args:
-      text: of UTF-8 files.
-      tokenizer: what `load_tokenizer` gives.
-      add_eos: as `encode` takes it.
-      stream: the file to write; beside it, one that ends in .json tells how far it is.
-      processes: which share the work; None does it here.
-
-    Returns:
-      How many words the text has.
+    Attributes:
+      vocab_size: V.
+      is_lossless: whether bytes stand for what no piece covers. Otherwise that is unknown, and counted.
+      keeps_white_space: whether white space stays as it is. Otherwise any run of it is one space, and at the ends of a line none.
 
     Raises:
-      InputError: the text is empty or not UTF-8.
+      InputError: the file is no such model, or its special ids are others than this project's.
     """
-    progress = stream.with_suffix(".json")
-    done = files.read_json(progress) if progress.exists() else {"chunks": 0, "tokens": 0, "words": 0}
-    chunks = [chunk for part in text.parts for chunk in corpora.chunks(part, CHUNK_BYTES)]
-    arguments = [(chunk, tokenizer.serialized_model_proto(), add_eos) for chunk in chunks[done["chunks"]:]]
-    start, before = time.monotonic(), done["tokens"]
-    with files.named(stream), open(stream, "ab") as file:
-        file.truncate(4 * before)
-    for tokens, words in _in_order(processes, encode, arguments):
-        with files.named(stream), open(stream, "ab") as file:
-            file.write(tokens.tobytes())
-        done = {"chunks": done["chunks"] + 1, "tokens": done["tokens"] + len(tokens), "words": done["words"] + words}
-        if len(chunks) > 1:
-            files.sync(stream)
-            files.write_json(progress, done)
-            speed = (done["tokens"] - before) / (time.monotonic() - start)
-            print(f"\r{text.name}: {done['chunks'] / len(chunks):.0%}, {done['tokens']:,} tokens, {speed:,.0f} tokens/s", end="", flush=True)
-    if len(chunks) > 1:
-        print()
-    if not done["words"]:
-        raise InputError(f"{text.name} is empty")
-    return done["words"]
-
-
-def _in_order(processes: Executor | None, function, arguments: list[tuple]) -> Iterator:
-    """The results of a function for each arguments, in their order, while some of the next are computed."""
-    if not processes or len(arguments) == 1:
-        yield from itertools.starmap(function, arguments)
-        return
-    waiting = collections.deque()
-    for each in arguments:
-        waiting.append(processes.submit(function, *each))
-        if len(waiting) > 2 * cli.CORES:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-@contextlib.contextmanager
-def worker_processes() -> Iterator[Executor]:
-    """A process for each core, none of which outlives this one."""
-    with ProcessPoolExecutor(cli.CORES, multiprocessing.get_context("spawn"), _prepare_worker) as processes:
-        try:
-            yield processes
-        except BaseException:
-            processes.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _prepare_worker():
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-class Stream:
-    """A stream of tokens on disk, int32 [N], that is read where it is indexed: nothing of it stays in memory."""
 
     def __init__(self, path: Path):
-        self._path, self._length = path, path.stat().st_size // 4
+        model = path.read_bytes()
+        try:
+            pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        except Exception:
+            raise InputError(f"{path} is not a SentencePiece model") from None
+        special = pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id()
+        if special != (PAD, BOS, EOS, UNK):
+            raise InputError(f"{path} has the special ids pad {special[0]}, bos {special[1]}, eos {special[2]}, unk {special[3]}; "
+                             f"they must be {PAD}, {BOS}, {EOS}, {UNK}")
+        self.vocab_size, self.is_lossless = pieces.vocab_size(), proto.trainer_spec.byte_fallback
+        self.vocabulary = "".join(f"{piece.piece}\t{piece.score:g}\n" for piece in proto.pieces)
+        self.keeps_white_space = not proto.normalizer_spec.remove_extra_whitespaces
+        self._keeps_invisible = self.keeps_white_space or proto.normalizer_spec.name == "identity"
+        self._bytes = [b"\n" if i == EOS else _piece_bytes(piece) for i, piece in enumerate(proto.pieces)]
+        self._tokenizer = cli.tensorflow_text().SentencepieceTokenizer(model=model)
 
-    def __len__(self):
-        return self._length
+    def tokenize(self, text, add_eos: bool):
+        """The ids of a text, line by line.
 
-    def __getitem__(self, positions):
-        return np.memmap(self._path, np.int32, mode="r")[positions]
+        Args:
+          text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
+          add_eos: put [EOS] where a line ends; otherwise a line end leaves no token.
 
-    def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each id occurs, int64 [V]."""
-        counts = np.zeros(vocab_size, np.int64)
-        for start in range(0, len(self), 1 << 20):
-            counts += np.bincount(self[start:start + (1 << 20)], minlength=vocab_size)
-        return counts
+        Returns:
+          int32 [N]; how many words the text has, which white space parts; and how many of its characters are unknown.
+        """
+        tf = cli.tensorflow()
+        lines = split_lines(text, self.keeps_white_space, self._keeps_invisible)  # [L]
+        words = tf.size(tf.strings.split(tf.strings.regex_replace(text, WHITE_SPACE, " ")))
+        if self.is_lossless:
+            ids, unknown = self._tokenizer.tokenize(lines), tf.constant(0)  # [L, ragged]
+        else:
+            ids, starts, ends = self._tokenizer.tokenize_with_offsets(lines)  # [L, ragged], of bytes
+            unknown = tf.reduce_sum(_lengths(lines, ids == UNK, starts, ends))
+        if add_eos:  # after all lines but the last, which is still open
+            ends = tf.fill([tf.size(lines) - 1, 1], EOS)  # [L - 1, 1]
+            ids = tf.concat([tf.concat([ids[:-1], ends], axis=1), ids[-1:]], axis=0)  # [L, ragged]
+        return ids.flat_values, words, unknown
+
+    def encode(self, text: str, add_eos: bool) -> np.ndarray:
+        """The ids of a text, int32 [N], by `tokenize`."""
+        return self.tokenize(cli.tensorflow().constant(text), add_eos)[0].numpy()
+
+    def decode(self, ids: Iterable[int], within_line: bool = False) -> Iterator[str]:
+        """Yields the text of one id after another, and nothing while the bytes of a character are not complete.
+
+        Args:
+          ids: of any length.
+          within_line: whether something stands before them in their line. A line begins with no space of the tokenizer's own.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        at_start = not within_line
+        for token in ids:
+            text = decoder.decode(self._bytes[token]).replace(SPACE, " ")
+            if at_start and text and not self.keeps_white_space:
+                text = text.removeprefix(" ")
+                at_start = False
+            at_start = at_start or token == EOS
+            yield text
+        yield decoder.decode(b"", final=True)
+
+
+def _piece_bytes(piece) -> bytes:
+    """The UTF-8 text of a piece of a model; none for what has no text."""
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    if piece.type == kinds.BYTE:
+        return bytes([int(piece.piece[1:-1], 16)])  # <0x41>
+    if piece.type == kinds.UNKNOWN:
+        return " \N{DOUBLE QUESTION MARK} ".encode()  # as SentencePiece writes it
+    return b"" if piece.type == kinds.CONTROL else piece.piece.encode()
+
+
+def _lengths(lines, chosen, starts, ends):
+    """The characters of the chosen tokens of lines [L]; `chosen` and their places in bytes are ragged, [L, tokens]."""
+    tf = cli.tensorflow()
+    line = tf.gather(lines, tf.boolean_mask(chosen.value_rowids(), chosen.flat_values))
+    start, end = (tf.boolean_mask(place.flat_values, chosen.flat_values) for place in (starts, ends))
+    return tf.strings.length(tf.strings.strip(tf.strings.substr(line, start, end - start)), "UTF8_CHAR")

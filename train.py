@@ -34,11 +34,11 @@ from evaluate import Evaluator, exp, filled_memory, metrics, real_targets, windo
 from model import KINDS, LETTERS, SEARCH, Block, Draws, PARTransformerXL, by_path, score_bias
 from runs import Onlooker, Run, TrainedRun, has_begun
 
-DATA_DIR = flags.DEFINE_string("data_dir", "data/tfrecords", "what make_data.sh made")
+DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
-ARCHITECTURE = flags.DEFINE_string("architecture", None, "search; or a fixed network: a letter of attention, dense, identity for each block, "
+ARCHITECTURE = cli.define_path("architecture", None, "search; or a fixed network: a letter of attention, dense, identity for each block, "
                                    "such as aaddid; what the finished run logs/NAME has found; or random (default: search, or that of --init_from)")
-INIT_FROM = flags.DEFINE_string("init_from", None, "start from the best weights of the run logs/NAME, a network of the same sizes")
+INIT_FROM = cli.define_path("init_from", None, "start from the best weights of the run logs/NAME, a network of the same sizes")
 NUM_LAYERS = flags.DEFINE_integer("num_layers", 6, "L, blocks of a search or a random network", lower_bound=1)
 D_MODEL = flags.DEFINE_integer("d_model", 128, "D, model width", lower_bound=1)
 NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "attention heads", lower_bound=1)
@@ -599,6 +599,9 @@ def main(_):
         if strategy.num_replicas_in_sync > 1:
             device = f"{strategy.num_replicas_in_sync} x {device}"
         run.describe(config, model, device, data_utils.versions())
+        for split, entry in metadata["splits"].items():
+            if entry["unknown_characters"]:
+                run.say(f"{split}: word perplexity and bits per byte not given: {entry['unknown_characters']:,} characters are unknown to the tokenizer")
         if LATENCY_WEIGHT.value:
             if not trainer.step:
                 latency = layer_latency(metadata["batch_size"] // trainer.shares, metadata["seq_len"], trainer.jit_compile)

@@ -24,7 +24,7 @@ from conftest import PROJECT, write_corpus
 import data_utils
 import tensorflow as tf
 
-DATA_FLAGS = ["--input_dir=corpus", "--vocab_size=120", "--batch_size=4", "--seq_len=8", "--shards=2"]
+DATA_FLAGS = ["--input_dir=corpus", "--vocab_size=340", "--batch_size=4", "--seq_len=8", "--shards=2"]
 TRAIN_FLAGS = ["--data_dir=data", "--model_name=run", "--num_layers=2", "--d_model=8", "--num_heads=2", "--d_ffn=16", "--mem_len=6",
                "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20", "--dropout_rate=0.2", "--log_every=7", "--save_every=40"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -17,11 +17,12 @@ from absl.testing import flagsaver  # noqa: E402
 
 import corpora  # noqa: E402
 import data_utils  # noqa: E402
+import tokenization  # noqa: E402
 import train  # noqa: E402
 
 flags.FLAGS(["train.py"])  # the defaults; a test sets its own
 
-BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 4, 8, 120
+BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 4, 8, 340
 TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=["20,60"], epochs=2, warmup_steps=20, max_lr=0.01, log_every=7)
 
 
@@ -49,6 +50,11 @@ def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
     return folder
 
 
+def make_data(corpus_dir: Path, output_dir: Path, tokenizer: tokenization.Settings | Path = tokenization.Settings(vocab_size=VOCAB_SIZE), **settings):
+    """Makes tiny data of a folder of texts."""
+    data_utils.build(corpora.from_folder(corpus_dir), output_dir, tokenizer, **dict(batch_size=BATCH_SIZE, seq_len=SEQ_LEN) | settings)
+
+
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus") / "markov")
@@ -58,8 +64,7 @@ def corpus_dir(tmp_path_factory):
 def data_dir(tmp_path_factory, corpus_dir):
     """Data made of the corpus; not to be changed by a test."""
     output_dir = tmp_path_factory.mktemp("data") / "tfrecords"
-    data_utils.build(corpora.from_folder(corpus_dir), output_dir, VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None,
-                     batch_size=BATCH_SIZE, seq_len=SEQ_LEN, shards=2)
+    make_data(corpus_dir, output_dir, shards=2)
     return output_dir
 
 

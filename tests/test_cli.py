@@ -3,9 +3,18 @@ import sys
 
 import pytest
 import tensorflow as tf
+from absl import flags
 from absl.testing import flagsaver
 
+import bench
 import cli
+import cutoffs
+import data_utils
+import evaluate
+import generate
+import plot_search
+import train
+from test_flags import flags_of
 
 
 @pytest.fixture
@@ -45,6 +54,23 @@ def test_a_mistake_of_the_program_is_no_mistake_of_the_user(end_of):
 def test_what_is_no_flag_and_no_number_is_refused_before_the_command_begins(argument, end_of):
     code = end_of(AssertionError("begun"), argument)
     assert code.startswith("error: ") and "\n" not in code and argument.split("=")[0].strip("-") in code
+
+
+@pytest.mark.parametrize("program, names", [
+    (data_utils, ["input_text", "input_dir", "sp_model_prefix", "output_dir"]), (evaluate, ["run", "text", "data_dir"]), (generate, ["run"]),
+    (plot_search, ["run"]), (cutoffs, ["counts_file"]), (train, ["data_dir", "architecture", "init_from"]), (bench, ["json"])], ids=lambda value: getattr(value, "__name__", None))
+def test_the_home_folder_stands_for_a_tilde_in_every_path(program, names, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    with flags_of(program) if hasattr(program, "define_flags") else flagsaver.flagsaver():
+        for name in names:
+            flags.FLAGS[name].parse("~/book.txt")
+            assert flags.FLAGS[name].value in ("/home/someone/book.txt", ["/home/someone/book.txt"])
+        paths = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(program) if type(flag.parser).__name__.startswith("_Path")}
+        assert paths == set(names)
+
+
+def test_a_flag_that_is_not_utf8_is_refused(end_of):
+    assert end_of(AssertionError("begun"), "--data_dir=caf\udce9") == "error: --data_dir is not UTF-8"
 
 
 def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted():

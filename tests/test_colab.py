@@ -63,7 +63,7 @@ def elsewhere(tmp_path, monkeypatch):
 def test_the_notebook_runs_from_top_to_bottom(repository, elsewhere):
     corpus = write_corpus(elsewhere / "corpus")
     notebook = with_fields(
-        repository=str(repository), name="tiny", prompt='The "history" of $HOME', data_flags=f"--input_dir={corpus} --vocab_size=120 --batch_size=4 --seq_len=8", epochs=1,
+        repository=str(repository), name="tiny", prompt='The "history" of $HOME', data_flags=f"--input_dir={corpus} --vocab_size=340 --batch_size=4 --seq_len=8", epochs=1,
         train_flags="--num_layers=2 --d_model=8 --num_heads=2 --d_ffn=16 --mem_len=6 --cutoffs=20,60 --max_lr=1e-2 --warmup_steps=20")
     notebook.cells.append(nbformat.v4.new_code_cell(ASK_TENSORBOARD))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(elsewhere)}}).execute()

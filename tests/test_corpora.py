@@ -1,5 +1,8 @@
+import gzip
 import hashlib
 import io
+import lzma
+import os
 import urllib.error
 import urllib.request
 import zipfile
@@ -10,15 +13,19 @@ import corpora
 from cli import InputError
 
 TEXTS = {"train": b"a b c\n" * 50, "valid": b"d e\n", "test": b"f\n"}
+WHOLE = "".join(f"line {number}: \u00e4\n" for number in range(100)).encode()
 
 
 @pytest.fixture
 def published(monkeypatch):
-    """WikiText-2 is for this test the three short texts above."""
-    sha1 = {split: hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() for split, text in TEXTS.items()}
-    monkeypatch.setitem(corpora.WIKITEXT, "wikitext-2", corpora.WIKITEXT["wikitext-2"]._replace(sha1=sha1))
-    sha1 = {split: hashlib.sha1(text).hexdigest() for split, text in TEXTS.items()}
-    monkeypatch.setitem(corpora.WIKITEXT, "wikitext-103", corpora.WIKITEXT["wikitext-103"]._replace(sha1=sha1))
+    """The published corpora are for this test the three short texts above, one after another where they are one file."""
+    for name in corpora.PUBLISHED:
+        contents = {f"{split}.txt": text for split, text in TEXTS.items()} if "wikitext" in name else {name: WHOLE}
+        hashes = {"wikitext-2": lambda text: "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest(),
+                  "text8": lambda text: "md5:" + hashlib.md5(text).hexdigest()}
+        of = hashes.get(name, lambda text: "sha1:" + hashlib.sha1(text).hexdigest())
+        changed = corpora.PUBLISHED[name]._replace(hashes={file: of(text) for file, text in contents.items()})
+        monkeypatch.setitem(corpora.PUBLISHED, name, changed)
 
 
 def content_of(corpus):
@@ -44,7 +51,7 @@ def internet(monkeypatch):
 
 
 def files_at(texts):
-    return {corpora.FILES_URL.format(split=split): text for split, text in texts.items()}
+    return {corpora.PUBLISHED["wikitext-2"].file_url.format(file=f"{split}.txt"): text for split, text in texts.items()}
 
 
 def archive_of(texts, name="wikitext-2"):
@@ -52,18 +59,18 @@ def archive_of(texts, name="wikitext-2"):
     with zipfile.ZipFile(content, "w") as archive:
         for split, text in texts.items():
             archive.writestr(f"{name}/wiki.{split}.tokens", text)
-    return {corpora.ARCHIVE_URL.format(name=name): content.getvalue()}
+    return {corpora.PUBLISHED[name].archive_url: content.getvalue()}
 
 
 @pytest.mark.parametrize("source", [files_at(TEXTS), archive_of(TEXTS), files_at({"train": TEXTS["train"]}) | archive_of(TEXTS)],
                          ids=["files", "archive", "both"])
 def test_wikitext2_is_downloaded_once(source, published, internet, tmp_path):
     internet.update(source)
-    corpus = corpora.wikitext("wikitext-2", tmp_path / "wikitext-2")
+    corpus = corpora.published("wikitext-2", tmp_path / "wikitext-2")
     assert corpus.name == "wikitext-2"
     assert content_of(corpus) == TEXTS
     internet["asked"].clear()
-    corpora.wikitext("wikitext-2", tmp_path / "wikitext-2")
+    corpora.published("wikitext-2", tmp_path / "wikitext-2")
     assert internet["asked"] == []
 
 
@@ -72,7 +79,7 @@ def test_a_wrong_download_is_refused_and_leaves_no_file(bad, published, internet
     internet.update(files_at(TEXTS | {"train": bad}))
     internet.update(archive_of(TEXTS | {"train": bad}))
     with pytest.raises(corpora.Unreachable, match="not the published file"):
-        corpora.wikitext("wikitext-2", tmp_path / "wikitext-2")
+        corpora.published("wikitext-2", tmp_path / "wikitext-2")
     assert not (tmp_path / "wikitext-2" / "train.txt").exists()
 
 
@@ -137,7 +144,7 @@ def test_a_folder_takes_both_ways_of_naming(tmp_path):
         (tmp_path / name).write_text("x")
     assert corpora.from_folder(tmp_path).texts["valid"].name == "wiki.valid.tokens"
     (tmp_path / "test.txt").unlink()
-    with pytest.raises(InputError, match="neither test.txt nor wiki.test.tokens"):
+    with pytest.raises(InputError, match="holds no test.txt, wiki.test.tokens or wiki.test.raw"):
         corpora.from_folder(tmp_path)
 
 
@@ -152,7 +159,7 @@ def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
     assert train + valid + test == "".join(written[name] for name in sorted(written)) and corpora.is_to_split(tmp_path)
     assert abs(len(valid) / len(train + valid + test) - 0.2) < 0.01 and all(text.endswith("\n") for text in (train, valid, test))
     (tmp_path / "test.txt").write_text("x\n")
-    with pytest.raises(InputError, match="neither train.txt nor wiki.train.tokens"):
+    with pytest.raises(InputError, match="holds no train.txt, wiki.train.tokens or wiki.train.raw"):
         corpora.from_folder(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no .txt files"):
@@ -169,10 +176,17 @@ def test_chunks_are_the_part_and_their_lines_its_lines(text, size, tmp_path, mon
     chunks = list(corpora.chunks(part, size))
     assert [chunk.start for chunk in chunks[1:]] == [chunk.end for chunk in chunks[:-1]] and (chunks[0].start, chunks[-1].end) == part[1:]
     assert len(chunks) > 1 or size + 12 > len(text.encode())
-    pieces = [piece for chunk in chunks for piece in corpora.lines(chunk)]
-    assert "".join(line + "\n" * ended for line, ended in pieces) == "".join(line + "\n" * ended for line, ended in corpora.lines(part))
-    if "漢" not in text and "x" not in text:
-        assert pieces == list(corpora.lines(part))
+    blocks = list(corpora.blocks(corpora.whole_file(path), size))
+    assert len(blocks) == len(chunks) and b"".join(blocks) == (text.removeprefix("\ufeff").removesuffix("\n") + "\n").encode()
+    for block in blocks:
+        block.decode()
+        assert size >= 12 or "one two" not in text or block.endswith((b"\n", b"\r\n", b" ")) or len(block) < 12
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_no_block_ends_within_a_line_end(size, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"a\r\nb\rc\nd\r\n\r\r\ne")
+    assert not [block for block in list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))[1:] if block.startswith(b"\n")]
 
 
 def test_wikitext_103_is_downloaded_once_from_its_archive(published, internet, tmp_path):
@@ -188,15 +202,74 @@ def test_wikitext_103_is_downloaded_once_from_its_archive(published, internet, t
         corpora.choose("wikitext-103", tmp_path)
 
 
-def test_lines_come_without_ends_and_byte_order_mark(tmp_path):
+@pytest.mark.parametrize("name", ["enwik8", "text8"])
+def test_a_corpus_of_one_file_is_split_by_bytes_between_characters(name, published, internet, tmp_path, monkeypatch):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, WHOLE)
+    internet[f"https://mattmahoney.net/dc/{name}.zip"] = content.getvalue()
+    monkeypatch.setattr(corpora, "HELD_OUT_BYTES", 50)
+    texts = content_of(corpora.choose(name, tmp_path))
+    assert list(texts) == ["train", "valid", "test"] and b"".join(texts.values()) == WHOLE
+    assert 47 <= len(texts["test"]) <= 50 and 47 <= len(texts["valid"]) <= 53 and all(text.decode() for text in texts.values())
+    (tmp_path / name / name).write_bytes(WHOLE[:-1])
+    with pytest.raises(InputError, match=f"{name} is not {name} as published"):
+        corpora.choose(name, tmp_path)
+
+
+def test_a_folder_of_real_people(tmp_path, capsys):
+    """Hidden and resource files, links, endings in capitals, numbers, and names that are no text."""
+    folder = tmp_path / "books"
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("chapter10.txt", "chapter2.TXT", "chapter1.txt", ".hidden.txt", "._chapter1.txt", "notes.md", "old.txt.gz",
+                 ".ipynb_checkpoints/chapter1-checkpoint.txt", "__MACOSX/._a.txt", "part 2/a.txt", "../elsewhere/linked.txt"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(f"{name}\n" * 9)
+    (folder / "z").symlink_to(tmp_path / "elsewhere")
+    (folder / "part 2" / "loop").symlink_to(folder)
+    (folder / "again.txt").symlink_to(folder / "chapter1.txt")
+    undecodable = folder / os.fsdecode(b"caf\xe9.txt")
+    undecodable.write_text("a name\n" * 9)
+    corpus = corpora.from_folder(folder)
+    read = b"".join(content_of(corpus).values()).decode()
+    names = list(dict.fromkeys(read.split("\n")[:-1]))
+    assert names == ["chapter1.txt", "a name", "chapter2.TXT", "chapter10.txt", "part 2/a.txt", "../elsewhere/linked.txt"]
+    said = capsys.readouterr().out
+    assert "books: 6 text file(s), from again.txt to z/linked.txt; 7 other file(s) or hidden folder(s) left out" in said
+    with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
+        (tmp_path / "packed").mkdir()
+        (tmp_path / "packed" / "a.txt.gz").write_bytes(b"")
+        corpora.from_folder(tmp_path / "packed")
+    assert corpora.from_file(undecodable).name.encode() == "caf\N{REPLACEMENT CHARACTER}".encode()
+
+
+def test_a_corpus_with_the_names_of_the_raw_wikitext(tmp_path):
+    for split in corpora.SPLITS:
+        (tmp_path / f"wiki.{split}.raw").write_text(split)
+    assert content_of(corpora.from_folder(tmp_path)) == {split: split.encode() for split in corpora.SPLITS}
+
+
+@pytest.mark.parametrize("function, name, message", [
+    ("from_file", "folder", "folder is a folder: --input_dir takes folders"), ("from_file", "missing", "missing is missing"),
+    ("from_file", "empty", "empty is empty"), ("from_folder", "empty", "empty is a file: --input_text takes files"),
+    ("from_folder", "missing", "there is no folder")])
+def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(InputError, match=message):
+        getattr(corpora, function)(tmp_path / name)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"fine\ncaf\xe9 au lait\n", "is not UTF-8: line 2, byte 4; iconv converts"), (gzip.compress(b"text " * 99), "is compressed: unpack it with gunzip"),
+    (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz")])
+def test_text_that_is_not_utf8_is_named(content, message, tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes("\ufeffone\r\n\ntwo\x0bthree\u2028four".encode())
-    part, = corpora.whole_file(path).parts
-    assert list(corpora.lines(part)) == [("one", True), ("", True), ("two\x0bthree\u2028four", True)]
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"text.txt {message}"):
+        corpora.checked_sha256(corpora.whole_file(path))
 
 
-def test_text_that_is_not_utf8_is_named_with_line_and_byte(tmp_path):
-    path = tmp_path / "latin.txt"
-    path.write_bytes(b"fine\ncaf\xe9 au lait\n")
-    with pytest.raises(InputError, match="latin.txt is not UTF-8: line 2, byte 4"):
-        list(corpora.lines(*corpora.whole_file(path).parts))
+def test_the_hash_is_of_the_bytes(tmp_path):
+    (tmp_path / "text.txt").write_bytes("\ufeffä\r\n".encode() * 99 + b"end")
+    assert corpora.checked_sha256(corpora.whole_file(tmp_path / "text.txt")) == hashlib.sha256((tmp_path / "text.txt").read_bytes()).hexdigest()

@@ -10,8 +10,8 @@ import corpora
 import data_utils
 import tokenization
 from cli import InputError
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, when_called, write_corpus
-from tokenization import PAD, UNK
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, make_data, when_called, write_corpus
+from tokenization import EOS, PAD, UNK, Settings, Tokenizer
 
 WIKITEXT2 = next((folder for folder in (PROJECT / "data" / "wikitext-2", PROJECT.parent / "shared" / "wikitext-2") if folder.exists()), None)
 
@@ -100,34 +100,29 @@ def test_metadata_tells_what_the_files_hold(data_dir, corpus_dir):
             assert counts == np.bincount(tokens, minlength=VOCAB_SIZE).tolist()
 
 
-def build(corpus_dir, output_dir, **changes):
-    settings = dict(vocab_size=VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, shards=1)
-    data_utils.build(corpora.from_folder(corpus_dir), output_dir, **settings | changes)
-
-
 def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_same_text_gives_the_same_bytes_and_replaces_old_data(corpus_dir, tmp_path):
-    build(corpus_dir, tmp_path / "data")
+    make_data(corpus_dir, tmp_path / "data")
     first = files_of(tmp_path / "data")
-    build(corpus_dir, tmp_path / "data", batch_size=2)
+    make_data(corpus_dir, tmp_path / "data", batch_size=2)
     assert json.loads((tmp_path / "data" / "metadata.json").read_text())["batch_size"] == 2
-    build(corpus_dir, tmp_path / "data")
+    make_data(corpus_dir, tmp_path / "data")
     assert files_of(tmp_path / "data") == first
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_trained_tokenizer_is_used_again(corpus_dir, data_dir, tmp_path):
-    build(corpus_dir, tmp_path / "data", sp_model_prefix=str(data_dir / "tokenizer"), vocab_size=None, shards=2)
-    assert (tmp_path / "data" / "tokenizer.model").read_bytes() == (data_dir / "tokenizer.model").read_bytes()
-    assert files_of(tmp_path / "data")["train/00000-of-00002.tfrecord"] == (data_dir / "train" / "00000-of-00002.tfrecord").read_bytes()
+    make_data(corpus_dir, tmp_path / "data", data_dir / "tokenizer.model", shards=2)
+    made, before = files_of(tmp_path / "data"), files_of(data_dir)
+    assert {name for name in made if made[name] != before[name]} == {"metadata.json"}
 
 
-@pytest.mark.parametrize("place", [(tokenization, "train_tokenizer"), (tokenization, "write_stream"), (data_utils, "write_records")], ids=str)
+@pytest.mark.parametrize("place", [(tokenization, "train_tokenizer"), (data_utils, "Stream"), (data_utils, "write_records")], ids=str)
 def test_a_build_that_fails_leaves_the_old_data(place, corpus_dir, tmp_path, monkeypatch):
-    build(corpus_dir, tmp_path / "data")
+    make_data(corpus_dir, tmp_path / "data")
     before = files_of(tmp_path)
 
     def fail(*_):
@@ -135,12 +130,12 @@ def test_a_build_that_fails_leaves_the_old_data(place, corpus_dir, tmp_path, mon
 
     monkeypatch.setattr(*place, fail)
     with pytest.raises(OSError):
-        build(corpus_dir, tmp_path / "data")
+        make_data(corpus_dir, tmp_path / "data")
     assert files_of(tmp_path) == before
 
 
 def test_a_failing_rename_leaves_the_old_data(corpus_dir, tmp_path, monkeypatch):
-    build(corpus_dir, tmp_path / "data")
+    make_data(corpus_dir, tmp_path / "data")
     before, rename = files_of(tmp_path), Path.rename
 
     def interrupted(path, target):
@@ -151,63 +146,66 @@ def test_a_failing_rename_leaves_the_old_data(corpus_dir, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build(corpus_dir, tmp_path / "data")
+            make_data(corpus_dir, tmp_path / "data")
     assert files_of(tmp_path / "data") == {path.removeprefix("data/"): content for path, content in before.items()}
+    (tmp_path / ".data.partial").mkdir()
     (tmp_path / "data").rename(tmp_path / ".data.partial" / "old")  # as after a kill between the two renames
     with pytest.raises(InputError):
-        build(corpus_dir, tmp_path / "data", vocab_size=100_000)
+        make_data(corpus_dir, tmp_path / "data", Settings(vocab_size=100_000))
     assert files_of(tmp_path) == before
 
 
 def test_two_builds_of_one_folder_are_refused(corpus_dir, tmp_path):
-    with data_utils._workspace(tmp_path / "data", {}), pytest.raises(InputError, match="data is being made by another process"):
-        build(corpus_dir, tmp_path / "data")
-    build(corpus_dir, tmp_path / "data")
+    with data_utils._workspace(tmp_path / "data"), pytest.raises(InputError, match="data is being made by another process"):
+        make_data(corpus_dir, tmp_path / "data")
+    make_data(corpus_dir, tmp_path / "data")
 
 
 class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def kill():
-    raise Killed
+@pytest.mark.parametrize("place, count", [((tokenization, "train_tokenizer"), 1), ((data_utils, "Stream"), 3), ((data_utils, "write_records"), 2)], ids=str)
+def test_what_a_killed_build_has_left_is_removed(place, count, corpus_dir, tmp_path, monkeypatch):
+    make_data(corpus_dir, tmp_path / "whole")
 
+    def kill():
+        raise Killed
 
-@pytest.mark.parametrize("place, count, done", [
-    ((tokenization, "train_tokenizer"), 1, 0), ((tokenization, "encode"), 1, 0), ((tokenization, "encode"), 5, 4), ((data_utils, "write_records"), 2, None)], ids=str)
-def test_a_build_that_was_killed_goes_on_where_it_was(place, count, done, corpus_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenization, "CHUNK_BYTES", 2000)
-    monkeypatch.setattr(corpora, "BREAK_BYTES", 200)
-    monkeypatch.setattr(tokenization, "_in_order", lambda processes, function, arguments: (tokenization.encode(*each) for each in arguments))
-    build(corpus_dir, tmp_path / "whole")
-    chunks = sum(len(list(corpora.chunks(part, 2000))) for text in corpora.from_folder(corpus_dir).texts.values() for part in text.parts)
     with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if there had been no time to tidy up
         when_called(patch, place, count, kill)
-        build(corpus_dir, tmp_path / "data")
-    assert not (tmp_path / "data").exists()
-    with monkeypatch.context() as patch:
-        calls, trained = (when_called(patch, (tokenization, name), 0, kill) for name in ("encode", "train_tokenizer"))
-        build(corpus_dir, tmp_path / "data")
-    assert len(trained) == (place[1] == "train_tokenizer") and (done is None or len(calls) == chunks - done)
+        make_data(corpus_dir, tmp_path / "data")
+    assert not (tmp_path / "data").exists() and files_of(tmp_path / ".data.partial") or place[1] == "train_tokenizer"
+    make_data(corpus_dir, tmp_path / "data")
     assert files_of(tmp_path / "data") == files_of(tmp_path / "whole") and {path.name for path in tmp_path.iterdir()} == {"data", "whole"}
 
 
-@pytest.mark.parametrize("change", ["another text", "other flags", "a damaged note of the work"])
-def test_what_was_done_for_another_build_is_not_used(change, corpus_dir, tmp_path, monkeypatch):
-    corpus = shutil.copytree(corpus_dir, tmp_path / "corpus")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        when_called(patch, (data_utils, "write_records"), 1, kill)
-        build(corpus, tmp_path / "data")
-    settings = {}
-    if change == "another text":
-        (corpus / "train.txt").write_text((corpus / "train.txt").read_text().replace("a", "b"))
-    elif change == "other flags":
-        settings = {"add_eos": True}
-    elif "work" in change:
-        (tmp_path / ".data.partial" / "work.json").write_text("{")
-    build(corpus, tmp_path / "data", **settings)
-    build(corpus, tmp_path / "other", **settings)
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "other")
+def test_the_blocks_of_a_text_make_one_stream(corpus_dir, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_utils, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(corpora, "BREAK_BYTES", 200)
+    tokenizer = Tokenizer(data_dir / "tokenizer.model")
+    lines = (corpus_dir / "train.txt").read_text().splitlines()
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
+    for add_eos in (False, True):
+        stream = data_utils.Stream(tmp_path / "stream", corpora.whole_file(corpus_dir / "train.txt"), tokenizer, add_eos)
+        expected = [token for line in lines for token in pieces.encode(line) + [EOS] * add_eos]
+        assert stream[:].tolist() == expected and len(stream) == len(expected)
+        assert stream.words == sum(len(line.split()) for line in lines) and stream.unknown_characters == 0
+        assert stream.counts(VOCAB_SIZE).tolist() == np.bincount(expected, minlength=VOCAB_SIZE).tolist()
+        new_ids = np.random.default_rng(0).permutation(VOCAB_SIZE)
+        stream.renumber(new_ids)
+        assert stream[:].tolist() == new_ids[expected].tolist()
+
+
+@pytest.mark.parametrize("line", ["word " * 300_000, "漢字かな" * 120_000, "x" * 1_500_000], ids=["spaces", "cjk", "one word"])
+def test_a_long_line_costs_no_character(line, data_dir, tmp_path):
+    (tmp_path / "text.txt").write_text(line)
+    tokenizer = Tokenizer(data_dir / "tokenizer.model")
+    stream = data_utils.Stream(tmp_path / "stream", corpora.whole_file(tmp_path / "text.txt"), tokenizer, False)
+    text = "".join(tokenizer.decode(stream[:].tolist()))
+    assert text == line.strip() if " " in line else text.replace(" ", "") == line  # where there is no space a cut adds one
+    assert stream.words - len(line.split()) <= (0 if " " in line else len(line.encode()) // data_utils.BLOCK_BYTES)
 
 
 @pytest.mark.parametrize("metadata", [None, "{}", '{"sha256": 1}', '{"mine": 1}'])
@@ -216,12 +214,22 @@ def test_files_of_the_user_are_never_deleted(metadata, corpus_dir, tmp_path):
     if metadata:
         (tmp_path / "metadata.json").write_text(metadata)
     with pytest.raises(InputError, match="holds files that were not made here"):
-        build(corpus_dir, tmp_path)
-    build(corpus_dir, tmp_path / "data")
+        make_data(corpus_dir, tmp_path)
+    make_data(corpus_dir, tmp_path / "data")
     (tmp_path / "data" / "train" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="train/notes.txt"):
-        build(corpus_dir, tmp_path / "data")
+        make_data(corpus_dir, tmp_path / "data")
     assert (tmp_path / "thesis.tex").exists() and (tmp_path / "data" / "train" / "notes.txt").exists()
+
+
+def test_what_cannot_be_replaced_is_refused_before_all_work(corpus_dir, tmp_path, monkeypatch):
+    (tmp_path / "notes").write_text("years of work")
+    monkeypatch.setattr(corpora, "checked_sha256", None)
+    for path, message in [(tmp_path / "notes", "notes is a file: choose another"), (Path("/dev/null"), "/dev/null is a file"),
+                          (Path("/proc"), "/proc is a mount point, which cannot be replaced as a whole: name a folder within it")]:
+        with pytest.raises(InputError, match=message):
+            make_data(corpus_dir, path)
+    assert (tmp_path / "notes").read_text() == "years of work"
 
 
 def test_bad_text_is_refused_in_one_line(corpus_dir, tmp_path):
@@ -230,23 +238,23 @@ def test_bad_text_is_refused_in_one_line(corpus_dir, tmp_path):
         ({"train": b" \n\n"}, {}, "train.txt is empty"),
         ({"test": b"caf\xe9\n"}, {}, "test.txt is not UTF-8: line 1"),
         ({"valid": b"few words\n"}, {}, "valid.txt is too short: .* needs 36"),
-        ({}, {"vocab_size": 100_000}, "it supports at most [0-9]+ pieces"),
-        ({}, {"vocab_size": 5}, "--vocab_size=5 does not suit"),
-        ({}, {"sp_model_prefix": str(corpus_dir / "missing")}, "missing.model"),
+        ({}, {"tokenizer": Settings(vocab_size=100_000)}, "it supports at most [0-9]+ pieces"),
+        ({}, {"tokenizer": Settings(vocab_size=5)}, "--vocab_size=5 does not suit"),
+        ({}, {"tokenizer": corpus_dir / "missing.model"}, "missing.model"),
     ]
     for number, (texts, changes, message) in enumerate(cases):
         folder = write_corpus(tmp_path / f"corpus_{number}")
         for split, text in texts.items():
             (folder / f"{split}.txt").write_bytes(text)
         with pytest.raises((InputError, OSError), match=message) as error:
-            build(folder, tmp_path / "data", **changes)
+            make_data(folder, tmp_path / "data", **changes)
         assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
 
 
 def test_missing_and_damaged_data_are_named(corpus_dir, tmp_path):
     with pytest.raises(InputError, match="run ./make_data.sh first"):
         data_utils.read_metadata(tmp_path / "data")
-    build(corpus_dir, tmp_path / "data", shards=3)
+    make_data(corpus_dir, tmp_path / "data", shards=3)
     record = tmp_path / "data" / "valid" / "00001-of-00003.tfrecord"
     content = record.read_bytes()
     for damaged in (content[:-1], content[:100] + bytes([content[100] ^ 1]) + content[101:], b""):
@@ -263,9 +271,26 @@ def test_missing_and_damaged_data_are_named(corpus_dir, tmp_path):
 
 
 @pytest.mark.skipif(WIKITEXT2 is None, reason="WikiText-2 is not in data/wikitext-2")
-def test_wikitext2_has_the_published_number_of_words(tmp_path):
-    build(WIKITEXT2, tmp_path / "data", vocab_size=12_000, batch_size=32, seq_len=32)
-    words = {split: entry["words"] for split, entry in data_utils.read_metadata(tmp_path / "data")["splits"].items()}
-    assert words == {"train": 2_051_910, "valid": 213_886, "test": 241_211}
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "data" / "tokenizer.model"))
-    assert UNK not in pieces.encode("the <unk> of 1 @,@ 000 @-@ year")  # "<unk>" is a word of this corpus
+def test_wikitext2_is_whole(tmp_path):
+    make_data(WIKITEXT2, tmp_path / "data", Settings(vocab_size=12_000), batch_size=32, seq_len=32)
+    splits = data_utils.read_metadata(tmp_path / "data")["splits"]
+    assert {split: entry["words"] for split, entry in splits.items()} == {"train": 2_051_910, "valid": 213_886, "test": 241_211}
+    assert {entry["unknown_characters"] for entry in splits.values()} == {0}
+    tokenizer = Tokenizer(tmp_path / "data" / "tokenizer.model")
+    characters = "".join(sorted(set((WIKITEXT2 / "train.txt").read_text()))).replace("\n", "")
+    package = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "data" / "tokenizer.model"))
+    assert "".join(tokenizer.decode(tokenizer.encode(characters, False))).replace(" ", "") == package.normalize(
+        characters.replace("\ufeff", "")).replace("▁", "") and len(characters) > 250
+    assert "?" in "".join(tokenizer.decode(tokenizer.encode("Who was the king?", False)))
+    counts = np.loadtxt(tmp_path / "data" / "unigram_counts.txt")
+    assert np.all(np.diff(counts[4:]) <= 0) and counts.sum() == splits["train"]["tokens"]
+
+
+@pytest.mark.skipif(WIKITEXT2 is None, reason="WikiText-2 is not in data/wikitext-2")
+def test_wikitext2_by_words_is_the_task_of_the_published_tables(tmp_path):
+    make_data(WIKITEXT2, tmp_path / "data", Settings("word", None, "identity"), batch_size=32, seq_len=32, add_eos=True)
+    metadata = data_utils.read_metadata(tmp_path / "data")
+    streams = {split: data_utils.load_stream(tmp_path / "data", split, metadata) for split in corpora.SPLITS}
+    assert {split: len(stream) for split, stream in streams.items()} == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+    assert [len(np.unique(np.concatenate(list(streams.values())))), len(np.unique(streams["train"]))] == [33_278, 33_278]
+    assert UNK not in np.concatenate(list(streams.values()))

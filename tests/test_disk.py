@@ -18,7 +18,7 @@ import tokenization
 import train
 from chaos import differences, state_of
 from checkpoints import Checkpoints
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, when_called
+from conftest import PROJECT, make_data, when_called
 from runs import TrainedRun
 
 
@@ -38,7 +38,7 @@ def limit_files(monkeypatch):
 def test_a_disk_that_is_full_while_training_stops_the_run_and_loses_nothing(limit_files, run_train, tmp_path, monkeypatch):
     settings, folder, left = dict(dropout_rate=0.2, save_every="20", log_every=5, max_steps=100), tmp_path / "logs" / "supernet", []
     whole, checkpoints = run_train(**settings).rename(tmp_path / "whole"), Checkpoints(folder / "checkpoints")
-    for size, unwritable in [(0, "training_log.log"), (4000, "train"), (20_000, "checkpoints/40"), (56_000, "checkpoints/40")]:
+    for size, unwritable in [(0, "training_log.log"), (6000, "train"), (20_000, "checkpoints/40"), (56_000, "checkpoints/40")]:
         shutil.rmtree(folder, ignore_errors=True)
         with monkeypatch.context() as patch, pytest.raises(OSError, match=rf"^cannot write logs/supernet/{unwritable}: .*File too large") as error:
             when_called(patch, (train.Trainer, "train"), 9, lambda: limit_files(size))
@@ -53,15 +53,14 @@ def test_a_disk_that_is_full_while_training_stops_the_run_and_loses_nothing(limi
 
 
 @pytest.mark.parametrize("place, size", [
-    ((data_utils, "versions"), 0), ((tokenization, "train_tokenizer"), 100_000), ((tokenization, "load_tokenizer"), 0), ((tokenization, "write_stream"), 0),
-    ((tokenization, "encode"), 9000), ((data_utils, "write_records"), 0), ((data_utils, "write_records"), 9000), ((data_utils, "num_windows"), 0)], ids=str)
+    ((data_utils, "versions"), 0), ((tokenization, "train_tokenizer"), 100_000), ((data_utils, "Tokenizer"), 0), ((data_utils, "Stream"), 0),
+    ((data_utils, "token_blocks"), 9000), ((data_utils, "write_records"), 0), ((data_utils, "write_records"), 9000), ((data_utils, "num_windows"), 0)], ids=str)
 def test_a_disk_that_is_full_while_data_are_made_leaves_the_old_data(place, size, limit_files, corpus_dir, data_dir, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(data_dir, tmp_path / "data"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     when_called(monkeypatch, place, 1, lambda: limit_files(size))
     with pytest.raises(OSError, match=rf"^cannot write {tmp_path}/\S+: .*File too large") as error:
-        data_utils.build(corpora.from_folder(corpus_dir), folder, VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None,
-                         batch_size=2, seq_len=SEQ_LEN, shards=1)
+        make_data(corpus_dir, folder, batch_size=2)
     limit_files()
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -125,5 +124,4 @@ def test_a_read_only_folder_is_named(run_train, data_dir, corpus_dir, tmp_path):
     with pytest.raises(OSError, match="cannot write logs/supernet: Permission denied"):
         run_train()
     with pytest.raises(OSError, match="cannot write .*: Permission denied"):
-        data_utils.build(corpora.from_folder(corpus_dir), tmp_path / "logs" / "data", VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None,
-                         batch_size=BATCH_SIZE, seq_len=SEQ_LEN, shards=1)
+        make_data(corpus_dir, tmp_path / "logs" / "data")

@@ -54,9 +54,8 @@ class Server:
 @pytest.fixture
 def download(monkeypatch, tmp_path):
     """A function that downloads the three texts above, as WikiText-2, from a server with a given answer: (corpus, server)."""
-    sha1 = {split: hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() for split, text in TEXTS.items()}
-    published = corpora.WIKITEXT["wikitext-2"]._replace(archive_bytes=100_000, split_bytes=300, sha1=sha1)
-    monkeypatch.setattr(corpora, "WIKITEXT", {"wikitext-2": published})
+    hashes = {f"{split}.txt": "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() for split, text in TEXTS.items()}
+    published = corpora.PUBLISHED["wikitext-2"]._replace(archive_bytes=100_000, file_bytes=300, hashes=hashes)
     monkeypatch.setattr(corpora, "STALL_SECONDS", LIMIT / 2)
     monkeypatch.setattr(corpora, "SLOWEST", 2 * published.archive_bytes / LIMIT)
     monkeypatch.setenv("no_proxy", "localhost")
@@ -65,9 +64,10 @@ def download(monkeypatch, tmp_path):
 
     def download_from(answer, tls=True):
         servers.append(Server(answer, tls))
-        monkeypatch.setattr(corpora, "FILES_URL", servers[-1].address + "/{split}.txt")
-        monkeypatch.setattr(corpora, "ARCHIVE_URL", servers[-1].address + "/archive.zip")
-        return corpora.wikitext("wikitext-2", tmp_path / "wikitext-2"), servers[-1]
+        address = servers[-1].address
+        there = published._replace(file_url=address + "/{file}", archive_url=address + "/archive.zip")
+        monkeypatch.setitem(corpora.PUBLISHED, "wikitext-2", there)
+        return corpora.published("wikitext-2", tmp_path / "wikitext-2"), servers[-1]
 
     yield download_from
     for server in servers:

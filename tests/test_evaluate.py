@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import evaluate
 import files
 import train
 from cli import InputError
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, TINY, VOCAB_SIZE
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, make_data, train_in
 from evaluate import Evaluator, evaluate_run
 from model import PARTransformerXL
 from runs import TrainedRun
@@ -64,10 +65,12 @@ def test_padding_carries_no_loss():
 
 
 def test_metrics_by_hand():
-    scores = evaluate.metrics(2.0, {"tokens": 101, "words": 50, "bytes": 400})
+    scores = evaluate.metrics(2.0, {"tokens": 101, "words": 50, "bytes": 400, "unknown_characters": 0})
     assert scores["loss"] == 2 and scores["perplexity"] == pytest.approx(math.e**2) and scores["word_perplexity"] == pytest.approx(math.e**4)
     assert scores["bits_per_byte"] == pytest.approx(200 / math.log(2) / 400)
-    assert evaluate.metrics(9.0, {"tokens": 10_000, "words": 1, "bytes": 1})["word_perplexity"] == math.inf
+    assert evaluate.metrics(9.0, {"tokens": 10_000, "words": 1, "bytes": 1, "unknown_characters": 0})["word_perplexity"] == math.inf
+    scores = evaluate.metrics(2.0, {"tokens": 101, "words": 50, "bytes": 400, "unknown_characters": 1})
+    assert scores == {"loss": 2, "perplexity": pytest.approx(math.e**2), "word_perplexity": None, "bits_per_byte": None}
 
 
 def test_a_run_evaluated_is_as_it_was_in_training(run, search_run):
@@ -77,7 +80,7 @@ def test_a_run_evaluated_is_as_it_was_in_training(run, search_run):
         for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
             assert report[name] == pytest.approx(results[split][name], rel=1e-6)
     assert report["parameters"] == results["parameters"] and report["architecture"] == "ss" and report["step"] == results["steps"]
-    assert report["text"] == "markov, test" and report["mem_len"] == 6 and report["unknown"] == 0
+    assert report["text"] == "markov, test" and report["mem_len"] == 6 and report["unknown_characters"] == 0
     assert 0 < report["ms_per_window"]["p50"] <= report["ms_per_window"]["p95"] <= report["ms_per_window"]["p99"]
     assert report["flops_per_token"] > 0 and report["tokens_per_second"] > 0
     assert evaluate_run(run, "valid", batch_size=7)["loss"] == pytest.approx(results["valid"]["loss"], rel=1e-6)
@@ -93,8 +96,33 @@ def test_a_text_file_is_scored_as_the_split_that_it_is(run, corpus_dir, tmp_path
     strange.write_text("日本語 Ωmega café 😀\r\n\n" * 3)
     report = evaluate_run(run, text=strange)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(run.folder / "tokenizer.model"))
-    assert report["targets"] == 3 * len(pieces.encode("日本語 Ωmega café 😀")) - 1 and 0 < report["unknown"] < report["targets"]
-    assert math.isfinite(report["loss"])
+    assert report["targets"] == 3 * len(pieces.encode("日本語 Ωmega café 😀")) - 1 and report["unknown_characters"] == 0
+    assert report["bits_per_byte"] > 2  # every byte of it counts
+
+
+@pytest.fixture
+def unknowing_run(corpus_dir, tmp_path, monkeypatch):
+    """A run whose tokenizer, from elsewhere, does not know all characters of the test split."""
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus_dir / "train.txt"), model_prefix=str(tmp_path / "other"), vocab_size=80,
+        character_coverage=1.0, pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2)
+    shutil.copytree(corpus_dir, tmp_path / "corpus")
+    with open(tmp_path / "corpus" / "test.txt", "a") as file:
+        file.write("☃☃ and é\n")
+    make_data(tmp_path / "corpus", tmp_path / "data", tmp_path / "other.model")
+    monkeypatch.chdir(tmp_path)
+    return TrainedRun(train_in(tmp_path, data_dir="data", max_steps=3))
+
+
+def test_no_figure_of_the_raw_text_is_given_where_characters_are_unknown(unknowing_run, capsys):
+    said = (unknowing_run.folder / "training_log.log").read_text()
+    assert "test: word perplexity and bits per byte not given: 3 characters are unknown to the tokenizer" in said
+    assert re.search(r"test   loss \S+  perplexity \S+  word_perplexity not given  bits_per_byte not given", said)
+    results = json.loads((unknowing_run.folder / "results.json").read_text())
+    assert [results[split]["bits_per_byte"] is None for split in ("train", "valid", "test")] == [False, False, True]
+    report = evaluate_run(unknowing_run, "test")
+    assert (report["word_perplexity"], report["bits_per_byte"], report["unknown_characters"]) == (None, None, 3)
+    assert evaluate.table([report]).count("not given: 3 characters are unknown to the tokenizer") == 2
 
 
 def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
@@ -104,6 +132,7 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
         (dict(checkpoint="77"), "has no checkpoint '77': there is best, latest, "),
         (dict(text=tmp_path / "empty.txt"), "empty.txt is empty"),
         (dict(text=tmp_path / "latin.txt"), "latin.txt is not UTF-8: line 1"),
+        (dict(text=tmp_path), "is a folder: --text takes a file"),
         (dict(data_dir=tmp_path), "no data in"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -138,7 +138,8 @@ def test_a_value_that_cannot_work_is_refused_and_named(given, begin):
 
 TEXTS = dict(input_dir=(["corpus"], ["nowhere", "book.txt"]), input_text=(["book.txt"], ["nowhere", "corpus", "empty.txt"]))
 DATA = dict(
-    corpus=(["auto", "pydocs"], ["", "x"]), vocab_size=(["80", "120"], [*NO_SIZE, "5", "100000"]), lowercase=BOOLEAN, add_eos=BOOLEAN,
+    corpus=(["auto", "pydocs"], ["", "x"]), vocab_size=(["320", "340"], [*NO_SIZE, "5", "100000"]), model_type=(["unigram", "bpe", "char"], ["", "x"]),
+    normalization_rule_name=(["nfkc", "identity"], ["x"]), character_coverage=(["0.99"], [*NO_FLOAT, "0.5", "1.1"]), add_eos=BOOLEAN,
     sp_model_prefix=(["tokenizer"], ["nowhere", "book"]), batch_size=(["1", "3", "8"], [*NO_SIZE, "2147483647"]), seq_len=(["1", "7"], [*NO_SIZE, "2147483647"]),
     shards=(["1", "5", "2147483647"], NO_SIZE), valid_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]), test_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]))
 
@@ -150,7 +151,7 @@ def data_conflict(given: dict) -> bool:
         len(own_text) != 1  # there is no network
         or "corpus" in given
         or own_text == ["input_dir"] and {"valid_fraction", "test_fraction"} & given.keys()
-        or "sp_model_prefix" in given and {"vocab_size", "lowercase"} & given.keys())
+        or "sp_model_prefix" in given and {"vocab_size", "model_type", "normalization_rule_name", "character_coverage"} & given.keys())
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def make(corpus_dir, data_dir, tmp_path, monkeypatch):
     def make(given):
         shutil.rmtree("data", ignore_errors=True)
         with flags_of(data_utils):
-            error = refusal(data_utils.main, {} if "sp_model_prefix" in given else {"vocab_size": "80"}, given)
+            error = refusal(data_utils.main, {} if "sp_model_prefix" in given else {"vocab_size": "320"}, given)
         assert not error or written() == before, given
         return error, tmp_path / "data" / "tfrecords"
 
@@ -205,7 +206,7 @@ def test_flags_of_the_data_work_or_are_refused_where_they_cannot_work_together(g
     assert (error is not None) == data_conflict(given), error
     if not error:
         metadata = data_utils.read_metadata(folder)
-        for name, default in dict(vocab_size=VOCAB_SIZE if "sp_model_prefix" in given else "80", batch_size="32", seq_len="32").items():
+        for name, default in dict(vocab_size=VOCAB_SIZE if "sp_model_prefix" in given else "320", batch_size="32", seq_len="32").items():
             assert str(metadata[name]) == str(given.get(name, default))
         assert len(list((folder / "train").glob("*.tfrecord"))) == min(int(given.get("shards", 1)), metadata["splits"]["train"]["steps"])
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
+from absl import flags
 
 import generate
 from conftest import PROJECT
-from tokenization import BOS, PAD, UNK
 from generate import Writer
 from runs import TrainedRun
+from test_flags import flags_of
+from tokenization import BOS, EOS, PAD, UNK, Tokenizer
 
 PROMPT = [7, 30, 9, 50, 11, 4, 80, 21, 15]  # longer than the memory
 
@@ -106,10 +108,37 @@ def test_on_the_console(search_run):
     assert two.stdout.startswith(one.stdout) and two.stdout.count("\n") == 2 == len(set(two.stdout.splitlines()))
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(search_run / "tokenizer.model"))
     model, tau, _ = TrainedRun(search_run).network(mem_len=6 + 8 - 1)
-    written = Writer(model, tau, False).write(tokenizer.encode("Ωmega and a word"), 6, 5)
-    assert one.stdout == "Ωmega and a word" + "".join(tokenizer.id_to_piece(token).replace("▁", " ") for token in written) + "\n"
-    typed = run_generate(run, "--num_tokens=2", stdin="one\n\n  \ntwo\n")
-    assert [line[:3] for line in typed.stdout.splitlines()] == ["one", "two"]
+    prompt = tokenizer.encode("Ωmega and a word")
+    written = list(Writer(model, tau, False).write(prompt, 6, 5))
+    whole = b"".join(piece_bytes(tokenizer.id_to_piece(token)) for token in written).decode(errors="replace")
+    assert one.stdout == "Ωmega and a word" + whole + "\n"
+    typed = run_generate(run, "--num_tokens=2", stdin="one\n\n  \ntwo ? é 红 ☃\n")
+    assert [line[:3] for line in typed.stdout.splitlines()] == ["one", "two"] and "two ? é 红 ☃" in typed.stdout and typed.stderr == ""
+
+
+def piece_bytes(piece):
+    return bytes([int(piece[1:-1], 16)]) if piece.startswith("<0x") else piece.replace("▁", " ").encode()
+
+
+def test_a_prompt_of_several_lines_is_read_as_training_reads_a_text(search_run, data_dir, monkeypatch, capsys):
+    tokenizer, prompts = Tokenizer(data_dir / "tokenizer.model"), []
+    monkeypatch.setattr(Writer, "write", lambda self, prompt, num_tokens, seed: prompts.append(prompt.tolist()) or iter([EOS, 9]))
+    text = "the city\nof the\u2028old "
+    with flags_of(generate):
+        flags.FLAGS(["generate.py", f"--run={search_run}", f"--prompt={text}"])
+        generate.main(None)
+    expected = [token for line in ("the city", "of the old") for token in tokenizer.encode(line, False)]
+    assert prompts == [expected]
+    piece = "".join(tokenizer.decode([9]))
+    assert capsys.readouterr().out == f"{text.rstrip(' ')}\n{piece}\n"
+
+
+def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(search_run):
+    run, wrong = f"--run={search_run}", b"caf\xe9"
+    given = subprocess.run([sys.executable, PROJECT / "generate.py", run, b"--prompt=" + wrong], capture_output=True)
+    typed = subprocess.run([sys.executable, PROJECT / "generate.py", run], input=wrong + b"\n", capture_output=True)
+    assert (given.returncode, given.stderr) == (1, b"error: --prompt is not UTF-8\n")
+    assert (typed.returncode, typed.stderr) == (1, b"error: the prompt is not UTF-8\n")
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import files
 import plot_search
 from cli import InputError
 from conftest import PROJECT
@@ -30,6 +31,8 @@ def test_entropy_by_hand():
 
 def test_the_animation_and_the_still_picture(search_run, tmp_path):
     run = shutil.copytree(search_run, tmp_path / "logs" / "run")
+    config = files.read_json(run / "config.json")
+    files.write_json(run / "config.json", config | {"data": config["data"] | {"corpus": "Ba$$in {0} 红楼梦"}})  # a name is plain text
     done = subprocess.run([sys.executable, PROJECT / "plot_search.py", f"--run={run}"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     steps = len(TrainedRun(run).scalars("train")["loss"][0])

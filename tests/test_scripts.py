@@ -13,11 +13,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import data_utils
 import train
 from conftest import PROJECT, write_corpus
+from test_flags import flags_of
 
 OFFLINE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-TINY = "--vocab_size=120 --batch_size=4 --seq_len=8".split()
+TINY = "--vocab_size=340 --batch_size=4 --seq_len=8".split()
 TINY_NET = "--num_layers=2 --d_model=8 --num_heads=2 --d_ffn=16 --mem_len=6 --cutoffs=20,60".split()
 
 
@@ -41,9 +43,9 @@ def one_line(done):
 
 
 def test_from_text_to_results(project):
-    write_corpus(project / "mine")
-    made = run(project, "./make_data.sh", "--input_dir=mine", *TINY, "--shards=3")
-    assert made.returncode == 0, made.stderr
+    write_corpus(project / "Ba$$in {红楼梦}")
+    made = run(project, "./make_data.sh", "--input_dir=Ba$$in {红楼梦}", *TINY, "--shards=3")
+    assert made.returncode == 0 and made.stderr == "", made.stderr
     assert {path.name for path in (project / "data" / "tfrecords").iterdir()} == {
         "train", "valid", "test", "tokenizer.model", "tokenizer.vocab", "unigram_counts.txt", "metadata.json"}
     found = run(project, "python3", "cutoffs.py", "--clusters=3", "--d_model=8")
@@ -51,7 +53,7 @@ def test_from_text_to_results(project):
     trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30", "--cutoffs=10")
     assert "must rise" in one_line(trained)  # a repeated flag adds cutoffs
     trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30")
-    assert trained.returncode == 0, trained.stderr
+    assert trained.returncode == 0 and trained.stderr == "", trained.stderr
     assert json.loads((project / "logs" / "supernet" / "results.json").read_text())["flags"]["max_lr"] == 1e-4  # train.sh's own
     assert not (project / ".venv").exists()  # this interpreter has the packages
 
@@ -89,13 +91,13 @@ def test_mistakes_end_in_one_line(project):
     (project / "short.txt").write_text("abcd abcd " * 20)
     write_corpus(project / "mine")
     for given, message in [
-        (["--input_text=missing.txt"], "missing.txt is missing or empty"),
-        (["--input_text=empty.txt"], "empty.txt is missing or empty"),
+        (["--input_text=missing.txt"], "missing.txt is missing"),
+        (["--input_text=empty.txt"], "empty.txt is empty"),
         (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
         (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
         (["--input_text=latin.txt"], "latin.txt is not UTF-8: line 2"),
-        (["--input_text=short.txt", "--vocab_size=11"], "train part of short.txt is too short"),
+        (["--input_text=short.txt", "--vocab_size=266"], "train part of short.txt is too short"),
         (["--corpus=wikitext-2"], "cannot download wikitext-2"),
         (["--batch_size=0"], "batch_size"),
         (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),
@@ -133,17 +135,33 @@ def test_an_environment_that_cannot_be_made_says_what_to_do(version, lacks, mess
     assert message in one_line(done)
 
 
-def test_the_recipe_describes_the_network_that_it_promises():
-    script = (PROJECT / "recipes" / "wt103_base.sh").read_text()
-    given = shlex.split(script.split("train.py\"")[1].replace("\\\n", ""))[:-1]
+def recipe(name):
+    """The flags of make_data.sh and of train.py in a recipe."""
+    script = (PROJECT / "recipes" / f"{name}.sh").read_text().replace("\\\n", "")
+    data, training = script.split('make_data.sh"')[1].splitlines()[0], script.split('train.py"')[1]
+    return shlex.split(data)[:-1], shlex.split(training)[:-1]  # without --output_dir="$data" and "$@"
+
+
+@pytest.mark.parametrize("name, vocab_size, head, tails, D, F, L, T, M, data", [
+    ("wt103_base", 16_000, 2000, [(4000, 128), (10_000, 32)], 512, 2048, 32, 192, 192, dict(corpus="wikitext-103", vocab_size=16_000, batch_size=256)),
+    ("wt2_words", 33_537, 2000, [(8000, 32), (23_537, 8)], 128, 1024, 6, 32, 16,
+     dict(corpus="wikitext-2", model_type="word", normalization_rule_name="identity", add_eos=True)),
+    ("enwik8", 512, 512, [], 512, 2048, 24, 512, 512,
+     dict(corpus="enwik8", model_type="char", normalization_rule_name="identity", vocab_size=512, add_eos=True, batch_size=22)),
+    ("text8", 287, 287, [], 512, 2048, 24, 512, 512, dict(corpus="text8", model_type="char", normalization_rule_name="identity", add_eos=False, batch_size=22))])
+def test_a_recipe_describes_the_network_that_it_promises(name, vocab_size, head, tails, D, F, L, T, M, data):
+    of_the_data, of_the_training = recipe(name)
+    with flags_of(data_utils):
+        flags.FLAGS(["data_utils.py", *of_the_data])
+        assert {flag: flags.FLAGS[flag].value for flag in [*data, "seq_len"]} == data | {"seq_len": T}
     with flagsaver.flagsaver():
-        flags.FLAGS(["train.py", *given])
-        model = train.build_model(16_000, static_shapes=False)
-    V, D, F, L, head = 16_000, 512, 2048, 32, 2000
+        flags.FLAGS(["train.py", *[flag for flag in of_the_training if not flag.startswith("--data_dir")]])
+        model = train.build_model(vocab_size, static_shapes=False)
     block = 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
-    softmax = (D + 1) * (head + 2) + D * 128 + 129 * 4000 + D * 32 + 33 * 10_000
-    assert model.architecture == ["search"] * L and model.count_params() == V * D + L * (block + 3) + softmax
-    probability = np.full(V, 1 / V)
-    forward = 2 * (L * (192 * (4 * D * D + 3 * 384 * D + 2 * D * F) + 2 * 192 * D * D + 384 * D * D)
-                   + 192 * (D * (head + 2) + 4 / 16 * (D * 128 + 128 * 4000) + 10 / 16 * (D * 32 + 32 * 10_000)))
-    assert model.flops(1, 192, probability) == pytest.approx(forward)
+    softmax = (D + 1) * (head + len(tails)) + sum(D * width + (width + 1) * size for size, width in tails)
+    assert model.architecture == ["search"] * L and model.count_params() == vocab_size * D + L * (block + 3) + softmax
+    probability = np.full(vocab_size, 1 / vocab_size)
+    C = M + T
+    forward = 2 * (L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * M * D * D + C * D * D)
+                   + T * (D * (head + len(tails)) + sum(size / vocab_size * (D * width + width * size) for size, width in tails)))
+    assert model.flops(1, T, probability) == pytest.approx(forward)

@@ -20,11 +20,12 @@ import data_utils
 import evaluate
 import files
 import runs
+import tokenization
 import train
 from checkpoints import Checkpoints
 from cli import InputError
 from chaos import differences, events_of, state_of
-from conftest import SEQ_LEN, TINY, VOCAB_SIZE, when_called, write_corpus
+from conftest import SEQ_LEN, TINY, VOCAB_SIZE, make_data, when_called, write_corpus
 from evaluate import Evaluator
 from runs import Run, TrainedRun
 
@@ -545,10 +546,9 @@ def test_data_that_are_made_anew_while_a_run_goes_on_stop_it(corpus_dir, data_di
     (other / "train.txt").write_text((other / "train.txt").read_text()[::-1])
 
     def replace(**changes):
-        settings = dict(vocab_size=VOCAB_SIZE, lowercase=True, add_eos=False, sp_model_prefix=None, batch_size=4, seq_len=SEQ_LEN, shards=2)
-        data_utils.build(corpora.from_folder(other), data, **settings | changes)
+        make_data(other, data, **dict(shards=2) | changes)
 
-    for changes, place in [({}, ((train.Trainer, "train"), 5)), (dict(vocab_size=200), ((train.Trainer, "train"), 5)), (dict(batch_size=2), ((Evaluator, "__call__"), 1))]:
+    for changes, place in [({}, ((train.Trainer, "train"), 5)), (dict(tokenizer=tokenization.Settings(vocab_size=330)), ((train.Trainer, "train"), 5)), (dict(batch_size=2), ((Evaluator, "__call__"), 1))]:
         with monkeypatch.context() as patch, pytest.raises(InputError, match="data has been made anew while it was in use: stopped"):
             when_called(patch, *place, lambda: replace(**changes))
             run_train(data_dir=str(data), save_every="50")
