@@ -333,7 +333,8 @@ def _files_within(folder: Path) -> tuple[list[str], list[str]]:
         others += [f"{inside / name}/" for name in hidden]
         folders[:] = [name for name in sorted(set(folders) - set(hidden)) if _is_new(Path(path, name), seen)]
         for name in sorted(names):
-            is_text = name.lower().endswith(".txt") and not name.startswith(".") and _is_new(Path(path, name), seen)
+            file = Path(path, name)
+            is_text = name.lower().endswith(".txt") and not name.startswith(".") and file.is_file() and _is_new(file, seen)
             (texts if is_text else others).append(str(inside / name))
     return sorted(texts, key=_natural_order), sorted(others, key=_natural_order)
 

@@ -367,8 +367,8 @@ def define_flags():
     flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all that there are of char and word)", lower_bound=1)
     flags.DEFINE_enum("normalization_rule_name", "nfkc_cf", tokenization.NORMALIZATIONS,
                       "nfkc_cf folds case, nfkc keeps it, identity changes no letter")
-    flags.DEFINE_float("character_coverage", 1.0, "share of the text whose characters are pieces; the rarest others become bytes",
-                       lower_bound=0.9, upper_bound=1)
+    flags.DEFINE_float("character_coverage", None, "share of the text whose characters are pieces; the rarest others become bytes "
+                       "(default: 0.9995; 1 of char and word)", lower_bound=0.9, upper_bound=1)
     flags.DEFINE_boolean("add_eos", False, "a token [EOS] at every line end")
     cli.define_path("sp_model_prefix", None, "use the tokenizer PREFIX.model instead of training one")
     flags.DEFINE_integer("batch_size", 32, "rows of a window", lower_bound=1)

@@ -66,7 +66,8 @@ class Settings:
     model_type: str = "unigram"  # (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or word
     vocab_size: int | None = None  # pieces, special ids and bytes among them; None: all characters or words
     normalization_rule_name: str = "nfkc_cf"  # folds case; nfkc keeps it, identity changes no letter
-    character_coverage: float = 1.0  # share of the text whose characters are pieces; the rarest others become bytes
+    character_coverage: float | None = None  # share of the text whose characters are pieces, the rarest others become bytes;
+    # None: SentencePiece's own default, 0.9995, and 1 for char and word
 
 
 def train_tokenizer(text: Text, settings: Settings) -> bytes:
@@ -87,7 +88,10 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,  # a file's name would be part of the model
-            **asdict(settings) | {"vocab_size": settings.vocab_size or 1 << 30},
+            **asdict(settings) | {
+                "vocab_size": settings.vocab_size or 1 << 30,
+                "character_coverage": settings.character_coverage or (0.9995 if cuts_words else 1.0),
+            },
             use_all_vocab=not settings.vocab_size,
             remove_extra_whitespaces=not keep_white_space,
             add_dummy_prefix=not keep_white_space,

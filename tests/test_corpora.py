@@ -228,6 +228,7 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     (folder / "z").symlink_to(tmp_path / "elsewhere")
     (folder / "part 2" / "loop").symlink_to(folder)
     (folder / "again.txt").symlink_to(folder / "chapter1.txt")
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
     undecodable = folder / os.fsdecode(b"caf\xe9.txt")
     undecodable.write_text("a name\n" * 9)
     corpus = corpora.from_folder(folder)
@@ -235,7 +236,7 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     names = list(dict.fromkeys(read.split("\n")[:-1]))
     assert names == ["chapter1.txt", "a name", "chapter2.TXT", "chapter10.txt", "part 2/a.txt", "../elsewhere/linked.txt"]
     said = capsys.readouterr().out
-    assert "books: 6 text file(s), from again.txt to z/linked.txt; 7 other file(s) or hidden folder(s) left out" in said
+    assert "books: 6 text file(s), from again.txt to z/linked.txt; 8 other file(s) or hidden folder(s) left out" in said
     with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
         (tmp_path / "packed").mkdir()
         (tmp_path / "packed" / "a.txt.gz").write_bytes(b"")

@@ -111,8 +111,8 @@ def test_what_is_trained_is_what_is_asked_for(tmp_path):
         model = sentencepiece_model_pb2.ModelProto.FromString(tokenization.train_tokenizer(text, Settings(*settings)))
         return [piece.piece for piece in model.pieces]
 
-    assert {"▁@-@", "☂"} <= set(pieces("unigram", 279)) and "☂" not in pieces("unigram", 278, "nfkc_cf", 0.99)
-    assert not {"▁@,@", "▁@.@", "▁<unk>"} & set(pieces("unigram", 279))
+    assert {"▁@-@", "☂"} <= set(pieces("unigram", 279, "nfkc_cf", 1.0)) and "☂" not in pieces("unigram", 278, "nfkc_cf", 0.99)
+    assert not {"▁@,@", "▁@.@", "▁<unk>"} & set(pieces("unigram", 278))
     assert {"▁The", "▁cat's", "▁café", "▁@-@", "▁☂"} <= set(pieces("word", None, "identity")) and len(pieces("word")) == 4 + 256 + 11
     assert len(pieces("word", 265)) == 265 and "T" in pieces("char", None, "nfkc") and "T" not in pieces("char")
     assert all(len(piece) == 1 for piece in pieces("char")[4 + 256:])
