@@ -364,7 +364,8 @@ def define_flags():
     flags.DEFINE_float("valid_fraction", corpora.HELD_OUT, "share of your own text for validation, where it is split", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", corpora.HELD_OUT, "and for test", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's kind of tokenizer; char keeps white space as it is")
-    flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all that there are of char and word)", lower_bound=1)
+    flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all that there are of char and word)",
+                         lower_bound=1, upper_bound=10_000_000)
     flags.DEFINE_enum("normalization_rule_name", "nfkc_cf", tokenization.NORMALIZATIONS,
                       "nfkc_cf folds case, nfkc keeps it, identity changes no letter")
     flags.DEFINE_float("character_coverage", None, "share of the text whose characters are pieces; the rarest others become bytes "
