@@ -14,11 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import files
-import pictures
-from checkpoints import Checkpoints
-from cli import InputError
 from model import KINDS, LETTERS, PARTransformerXL, by_path
+from support import files
+from support.checkpoints import Checkpoints
+from support.cli import InputError
 
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
 FREE_FLAGS = ("data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate")
@@ -100,7 +99,9 @@ class Run:
 
     def heat_map(self, step: int, pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard as a picture."""
-        image = pictures.architecture_heat_map(pi, f"pi at step {step:,}, {self._corpus}")
+        from support import pictures  # matplotlib takes a second to import
+
+        image = pictures.architecture_heat_map(pi, KINDS, f"pi at step {step:,}, {self._corpus}")
         with self._events("train", step):
             tf.summary.image("pi", image[None])
 

@@ -20,19 +20,18 @@ from typing import Callable, Iterator
 import numpy as np
 from absl import flags
 
-import cli
-import devices
+from support import cli, devices
 
 with cli.quiet():
     import keras
     import tensorflow as tf
 
 import data_utils
-from cli import InputError
 from cutoffs import read_counts
 from evaluate import Evaluator, exp, filled_memory, metrics, real_targets, window_nll
 from model import KINDS, LETTERS, SEARCH, Block, Draws, PARTransformerXL, by_path, score_bias
 from runs import Onlooker, Run, TrainedRun, has_begun
+from support.cli import InputError
 
 DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")

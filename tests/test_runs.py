@@ -3,13 +3,13 @@ import re
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from chaos import events_of
+from conftest import PROJECT, TINY
 
 import data_utils
 import train
-from chaos import events_of
-from cli import InputError
-from conftest import PROJECT, TINY
 from runs import Run, TrainedRun
+from support.cli import InputError
 
 
 def open_run(data_dir, folder):

@@ -3,13 +3,13 @@
 import json
 import os
 
-import cli
+from support import cli
 
 with cli.quiet():
     import keras
     import tensorflow as tf
 
-from cli import InputError
+from support.cli import InputError
 
 # The branches of a block run side by side, each on half of the cores: faster than one after the other on all of them.
 # (TensorFlow reads this when it first computes something, not when it is imported.)
