@@ -108,8 +108,8 @@ class Run:
     def evaluation(self, step: int, valid: dict):
         """Writes the validation metrics, and keeps the network if none was as good before."""
         self.say(f"step {step:,}  valid  {_line(valid)}")
-        given = {name: value for name, value in valid.items() if value is not None}
-        self.scalars("valid", step, {name if name in ("loss", "perplexity") else f"raw_text/{name}": value for name, value in given.items()})
+        tags = {"loss": "loss", "perplexity": "perplexity", "word_perplexity": "raw_text/word_perplexity", "bits_per_byte": "raw_text/bits_per_byte"}
+        self.scalars("valid", step, {tags[name]: value for name, value in valid.items() if value is not None})
         if valid["loss"] < self._state.best_loss:
             self._state.best_loss.assign(valid["loss"])
             self._best.save(self._best_state, step)
@@ -175,8 +175,8 @@ def has_begun(folder: Path) -> bool:
     return bool(Checkpoints(folder / "checkpoints").steps())
 
 
-class Onlooker:
-    """What the workers beside the chief have in place of a `Run`: they restore the same state, and record nothing.
+class NullRun:
+    """What the workers beside the chief have in place of a `Run`: it restores the same state, and records nothing.
 
     Args: as of a `Run`, of which the second and the third are not looked at.
 
@@ -187,10 +187,10 @@ class Onlooker:
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         Checkpoints(folder / "checkpoints").restore_last(state, print)
 
-    def __getattr__(self, name):
-        if not hasattr(Run, name) and name not in ("say", "note"):
-            raise AttributeError(name)
-        return lambda *arguments, **settings: None
+    def _record_nothing(self, *arguments):
+        pass
+
+    say = note = describe = begin_epoch = progress = scalars = pi_scalars = heat_map = evaluation = save = finish = close = _record_nothing
 
 
 class TrainedRun:

@@ -88,7 +88,7 @@ class Trained(BaseException):
     """Two steps have been trained, and what they left is finite."""
 
 
-def train_two_steps(trainer, run, heed_signals):
+def train_two_steps(trainer, run, handle_signals):
     for _ in range(min(2, trainer.last_step)):
         trainer.train(1)
     trainer.complete_state()
