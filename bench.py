@@ -19,19 +19,18 @@ import numpy as np
 from absl import flags
 from absl.testing import flagsaver
 
-import cli
-import devices
+from support import cli, devices
 
 with cli.quiet():
     import keras
     import tensorflow as tf
 
-import corpora
 import data_utils
 import tokenization
 import train
 from evaluate import Evaluator
 from generate import Writer, memory_length
+from support import corpora
 
 PARTS = ("train_step", "networks", "evaluation", "generation", "tokenizing", "reading")
 

@@ -17,8 +17,8 @@ from typing import Sequence
 import numpy as np
 from absl import flags
 
-import cli
-from cli import InputError
+from support import cli
+from support.cli import InputError
 
 
 def tail_widths(tails: int, d_model: int, proj_factor: int, proj_dims: Sequence[int] | None = None) -> list[int]:

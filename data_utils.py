@@ -11,18 +11,17 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 from typing import Iterator
 
 import numpy as np
 from absl import flags
 
-import cli
-import corpora
-import files
 import tokenization
-from cli import InputError
-from corpora import Corpus, Text
+from support import cli, corpora, files, own_text, published, pydocs
+from support.cli import InputError
+from support.corpora import Corpus, Text
 from tokenization import PAD, Tokenizer
 
 BLOCK_BYTES = 1 << 20  # of text, about, which are tokenized at once
@@ -355,14 +354,28 @@ def versions() -> dict:
 # The command
 
 
+def choose_corpus(name: str, data: Path) -> Corpus:
+    """`--corpus`: its name, or `auto`, which is WikiText-2, or pydocs where that cannot be had."""
+    if name == "pydocs":
+        return pydocs.make(data / "pydocs")
+    if name != "auto":
+        return published.get(name, data / name)
+    try:
+        return published.get("wikitext-2", data / "wikitext-2")
+    except published.Unreachable as error:
+        print(f"{error}\n\n{'*' * 100}\nThis is NOT WikiText-2, which cannot be had: the corpus is 'pydocs', documentation found "
+              f"on this machine.\nIts perplexities compare with nothing published.\n{'*' * 100}\n", file=sys.stderr)
+        return pydocs.make(data / "pydocs")
+
+
 def define_flags():
-    flags.DEFINE_enum("corpus", "auto", ["auto", *corpora.PUBLISHED, "pydocs"],
+    flags.DEFINE_enum("corpus", "auto", ["auto", *published.PUBLISHED, "pydocs"],
                       "auto is wikitext-2, or pydocs (documentation found on this machine) where that cannot be downloaded")
     cli.define_path("input_text", None, "your own text: one UTF-8 file, split contiguously")
     cli.define_path("input_dir", None, "your own text: a folder with train, valid and test as .txt, wiki.*.tokens or wiki.*.raw; or with any "
                     ".txt files, also in folders within it, which are split as one text in the order of their names, numbers by their size")
-    flags.DEFINE_float("valid_fraction", corpora.HELD_OUT, "share of your own text for validation, where it is split", lower_bound=0, upper_bound=1)
-    flags.DEFINE_float("test_fraction", corpora.HELD_OUT, "and for test", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("valid_fraction", own_text.HELD_OUT, "share of your own text for validation, where it is split", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float("test_fraction", own_text.HELD_OUT, "and for test", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's kind of tokenizer; char keeps white space as it is")
     flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all that there are of char and word)",
                          lower_bound=1, upper_bound=10_000_000)
@@ -385,7 +398,7 @@ def define_flags():
 def main(_):
     FLAGS = flags.FLAGS
     output_dir = Path(FLAGS.output_dir)
-    splits_given = not FLAGS.input_text and not (FLAGS.input_dir and corpora.is_to_split(Path(FLAGS.input_dir)))
+    splits_given = not FLAGS.input_text and not (FLAGS.input_dir and own_text.is_to_split(Path(FLAGS.input_dir)))
     of_the_tokenizer = ["model_type", "vocab_size", "normalization_rule_name", "character_coverage"]
     refused = {
         "--sp_model_prefix names a tokenizer as it is": of_the_tokenizer if FLAGS.sp_model_prefix else [],
@@ -399,11 +412,11 @@ def main(_):
     if model:
         Tokenizer(model)  # or say at once what is wrong with it
     if FLAGS.input_text:
-        corpus = corpora.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction)
+        corpus = own_text.from_file(Path(FLAGS.input_text), FLAGS.valid_fraction, FLAGS.test_fraction)
     elif FLAGS.input_dir:
-        corpus = corpora.from_folder(Path(FLAGS.input_dir), FLAGS.valid_fraction, FLAGS.test_fraction)
+        corpus = own_text.from_folder(Path(FLAGS.input_dir), FLAGS.valid_fraction, FLAGS.test_fraction)
     else:
-        corpus = corpora.choose(FLAGS.corpus, Path("data"))
+        corpus = choose_corpus(FLAGS.corpus, Path("data"))
     print(f"corpus {corpus.name}")
     if model:
         tokenizer = model

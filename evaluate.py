@@ -16,18 +16,16 @@ from typing import Callable
 import numpy as np
 from absl import flags
 
-import cli
-import devices
+from support import cli, devices
 
 with cli.quiet():
     import tensorflow as tf
 
-import corpora
 import data_utils
-import files
-from cli import InputError
 from model import KINDS
 from runs import TrainedRun
+from support import corpora, files
+from support.cli import InputError
 from tokenization import PAD, Tokenizer
 
 

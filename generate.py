@@ -9,15 +9,14 @@ from typing import Iterator, Sequence
 
 from absl import flags
 
-import cli
-import devices
+from support import cli, devices
 
 with cli.quiet():
     import tensorflow as tf
 
-from cli import InputError
 from model import Draws
 from runs import TrainedRun
+from support.cli import InputError
 from tokenization import BOS, PAD, UNK, Tokenizer
 
 

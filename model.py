@@ -47,7 +47,7 @@ class Draws:
         """Gumbel(0, 1) noise for each row of this share, float32 [rows, *shape]."""
         return tf.gather(self.gumbel([self._shares, rows, *shape]), self._share)
 
-    def keep(self, place: int, shape, rate: float):
+    def dropout_mask(self, place: int, shape, rate: float):
         """A dropout mask: boolean, true with probability 1 - `rate`, to 16 bits. Every `place` of the network has its own number."""
         size = math.prod(shape)
         blocks = -(-size // PHILOX_HALVES)  # where this is no division without remainder, shares draw other masks than the whole
@@ -295,7 +295,7 @@ class Block(keras.layers.Layer):
         y = tf.cast(y, tf.float32)
         if not draws or not self.dropout_rate:
             return y
-        return y * (tf.cast(draws.keep(place, y.shape, self.dropout_rate), tf.float32) / (1 - self.dropout_rate))
+        return y * (tf.cast(draws.dropout_mask(place, y.shape, self.dropout_rate), tf.float32) / (1 - self.dropout_rate))
 
 
 class PARTransformerXL(keras.Model):
@@ -433,14 +433,14 @@ class PARTransformerXL(keras.Model):
         scale = self.d_model**0.5
         x = self.embedding(tokens) * scale  # [B, T, D]
         for block in self.blocks:
-            given = {"draws": draws}
+            kwargs = {"draws": draws}
             if block.attention:
-                given |= {"memory": next(memories), "bias": bias}
-                context = tf.concat([given["memory"], tf.cast(x, self.compute_dtype)], axis=1)  # [B, C, D]
+                kwargs |= {"memory": next(memories), "bias": bias}
+                context = tf.concat([kwargs["memory"], tf.cast(x, self.compute_dtype)], axis=1)  # [B, C, D]
                 new_memories.append(context[:, T:])  # [B, M, D]
             if block.kind == SEARCH:
-                given["weights"] = next(weights)
-            x = block(x, **given)  # [B, T, D]
+                kwargs["weights"] = next(weights)
+            x = block(x, **kwargs)  # [B, T, D]
         new_memory = tf.stop_gradient(tf.stack(new_memories)) if new_memories else memory
         return x * scale, new_memory
 

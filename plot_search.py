@@ -10,14 +10,14 @@ from absl import flags
 from matplotlib import pyplot, ticker
 from PIL import Image
 
-import cli
+from support import cli
 
 with cli.quiet():
-    import pictures
     from model import KINDS
     from runs import TrainedRun
+    from support import pictures
 
-from cli import InputError
+from support.cli import InputError
 
 FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
 SHADES = 16  # of grey; more would show no more
@@ -76,7 +76,7 @@ class SearchFigure:
 
     def show(self, number: int) -> Image.Image:
         """Draws record `number` of the S. Returns the picture in grey."""
-        pictures.draw_pi(self._heat_map, self._pi[number], f"pi at step {self.steps[number]:,} of {self._name}")
+        pictures.draw_pi(self._heat_map, self._pi[number], KINDS, f"pi at step {self.steps[number]:,} of {self._name}")
         for mark in self._marks:
             mark.set_xdata([self.steps[number]] * 2)
         return Image.fromarray(pictures.pixels(self.figure)).convert("L").quantize(SHADES)

@@ -14,11 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import files
-import pictures
-from checkpoints import Checkpoints
-from cli import InputError
 from model import KINDS, LETTERS, PARTransformerXL, by_path
+from support import files
+from support.checkpoints import Checkpoints
+from support.cli import InputError
 
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
 FREE_FLAGS = ("data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate")
@@ -100,15 +99,17 @@ class Run:
 
     def heat_map(self, step: int, pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard as a picture."""
-        image = pictures.architecture_heat_map(pi, f"pi at step {step:,}, {self._corpus}")
+        from support import pictures  # matplotlib takes a second to import
+
+        image = pictures.architecture_heat_map(pi, KINDS, f"pi at step {step:,}, {self._corpus}")
         with self._events("train", step):
             tf.summary.image("pi", image[None])
 
     def evaluation(self, step: int, valid: dict):
         """Writes the validation metrics, and keeps the network if none was as good before."""
         self.say(f"step {step:,}  valid  {_line(valid)}")
-        given = {name: value for name, value in valid.items() if value is not None}
-        self.scalars("valid", step, {name if name in ("loss", "perplexity") else f"raw_text/{name}": value for name, value in given.items()})
+        tags = {"loss": "loss", "perplexity": "perplexity", "word_perplexity": "raw_text/word_perplexity", "bits_per_byte": "raw_text/bits_per_byte"}
+        self.scalars("valid", step, {tags[name]: value for name, value in valid.items() if value is not None})
         if valid["loss"] < self._state.best_loss:
             self._state.best_loss.assign(valid["loss"])
             self._best.save(self._best_state, step)
@@ -174,8 +175,8 @@ def has_begun(folder: Path) -> bool:
     return bool(Checkpoints(folder / "checkpoints").steps())
 
 
-class Onlooker:
-    """What the workers beside the chief have in place of a `Run`: they restore the same state, and record nothing.
+class NullRun:
+    """What the workers beside the chief have in place of a `Run`: it restores the same state, and records nothing.
 
     Args: as of a `Run`, of which the second and the third are not looked at.
 
@@ -186,10 +187,10 @@ class Onlooker:
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         Checkpoints(folder / "checkpoints").restore_last(state, print)
 
-    def __getattr__(self, name):
-        if not hasattr(Run, name) and name not in ("say", "note"):
-            raise AttributeError(name)
-        return lambda *arguments, **settings: None
+    def _record_nothing(self, *arguments):
+        pass
+
+    say = note = describe = begin_epoch = progress = scalars = pi_scalars = heat_map = evaluation = save = finish = close = _record_nothing
 
 
 class TrainedRun:

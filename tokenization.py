@@ -16,10 +16,9 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-import cli
-import corpora
-from cli import InputError
-from corpora import Text
+from support import cli, corpora
+from support.cli import InputError
+from support.corpora import Text
 
 PAD, BOS, EOS, UNK = range(4)
 MODEL_TYPES = ("unigram", "bpe", "char", "word")  # SentencePiece's names

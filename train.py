@@ -20,19 +20,18 @@ from typing import Callable, Iterator
 import numpy as np
 from absl import flags
 
-import cli
-import devices
+from support import cli, devices
 
 with cli.quiet():
     import keras
     import tensorflow as tf
 
 import data_utils
-from cli import InputError
 from cutoffs import read_counts
 from evaluate import Evaluator, exp, filled_memory, metrics, real_targets, window_nll
 from model import KINDS, LETTERS, SEARCH, Block, Draws, PARTransformerXL, by_path, score_bias
-from runs import Onlooker, Run, TrainedRun, has_begun
+from runs import NullRun, Run, TrainedRun, has_begun
+from support.cli import InputError
 
 DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "what make_data.sh made")
 MODEL_NAME = flags.DEFINE_string("model_name", "supernet", "the run is logs/<model_name>; the same name again resumes it")
@@ -306,9 +305,9 @@ class Trainer:
         """Where the epoch ends that is being trained, or waits to be evaluated; or the run."""
         return min((int(self.state.evaluated) // self.steps_per_epoch + 1) * self.steps_per_epoch, self.last_step)
 
-    def greatest(self, *numbers: float) -> list[float]:
+    def all_reduce_max(self, *numbers: float) -> list[float]:
         """Each number, the greatest that any worker gives for it; all workers must call this at the same point."""
-        return devices.greatest(self._strategy, *numbers)
+        return devices.all_reduce_max(self._strategy, *numbers)
 
     @property
     def learning_rate(self) -> float:
@@ -503,7 +502,7 @@ def next_multiple(step: int, interval: float) -> float:
     return (step // interval + 1) * interval
 
 
-def train_epoch(trainer: Trainer, run: Run, heed_signals: Callable[[], None]):
+def train_epoch(trainer: Trainer, run: Run, handle_signals: Callable[[], None]):
     """Trains to the end of the epoch or of the run, about a second at once: so long a signal to stop has to wait."""
     start, end = trainer.step, trainer.epoch_end
     if start == end:
@@ -515,7 +514,7 @@ def train_epoch(trainer: Trainer, run: Run, heed_signals: Callable[[], None]):
         stop = min(trainer.step + at_once, next_multiple(trainer.step, LOG_EVERY.value), next_multiple(trainer.step, save_steps), end)
         num_steps = int(stop - trainer.step)
         seconds = trainer.train(num_steps)
-        at_once, since_save = trainer.greatest(max(1, num_steps // seconds), time.monotonic() - last_save)
+        at_once, since_save = trainer.all_reduce_max(max(1, num_steps // seconds), time.monotonic() - last_save)
         if trainer.step % LOG_EVERY.value == 0 or trainer.step == end:
             run.progress(trainer.step - start, write_line(trainer, run))
         if trainer.step == end:
@@ -523,7 +522,7 @@ def train_epoch(trainer: Trainer, run: Run, heed_signals: Callable[[], None]):
         elif trainer.step % save_steps == 0 or since_save >= save_seconds:
             save(trainer, run)
             last_save = time.monotonic()
-        heed_signals()
+        handle_signals()
 
 
 def write_line(trainer: Trainer, run: Run) -> dict:
@@ -540,11 +539,11 @@ def write_line(trainer: Trainer, run: Run) -> dict:
     return {"loss": loss, "perplexity": perplexity}
 
 
-def validate(trainer: Trainer, run: Run, heed_signals: Callable[[], None]) -> dict:
+def validate(trainer: Trainer, run: Run, handle_signals: Callable[[], None]) -> dict:
     """Scores the validation split and saves. Returns its metrics."""
     if trainer.state.line[1]:  # stopped in the middle of an epoch, which is now to be its end
         write_line(trainer, run)
-    valid = trainer.evaluate("valid", heed_signals)
+    valid = trainer.evaluate("valid", handle_signals)
     trainer.state.evaluated.assign(trainer.step)
     trainer.complete_state()
     run.evaluation(trainer.step, valid)
@@ -561,20 +560,20 @@ def save(trainer: Trainer, run: Run):
 def saved_when_interrupted(trainer: Trainer, run: Run) -> Iterator[Callable[[], None]]:
     """A block that signals stop where it calls the function that it is given, and only there; on all workers if on one."""
     with cli.uninterrupted() as waiting:
-        def heed_signals():
-            number, = trainer.greatest(waiting[0] if waiting else 0)
+        def handle_signals():
+            number, = trainer.all_reduce_max(waiting[0] if waiting else 0)
             if number:
                 save(trainer, run)
                 run.say(f"interrupted at step {trainer.step:,} and saved: the same command goes on from here")
-                trainer.greatest(0)  # no worker leaves before the chief has saved
+                trainer.all_reduce_max(0)  # no worker leaves before the chief has saved
                 raise cli.Interrupted(int(number))
 
-        yield heed_signals
+        yield handle_signals
 
 
 def check_agreement(strategy: tf.distribute.Strategy, number: int, disagreement: str):
     """Raises InputError where the workers do not all give the same number."""
-    most, least = devices.greatest(strategy, number, -number)
+    most, least = devices.all_reduce_max(strategy, number, -number)
     if most != -least:
         raise InputError(f"the workers {disagreement}")
 
@@ -592,7 +591,7 @@ def main(_):
     if INIT_FROM.value and not has_begun(folder):
         take_weights(model, Path(INIT_FROM.value), config["data"])
 
-    with contextlib.closing((Run if devices.is_chief(strategy) else Onlooker)(folder, config, data_dir, trainer.state)) as run:
+    with contextlib.closing((Run if devices.is_chief(strategy) else NullRun)(folder, config, data_dir, trainer.state)) as run:
         check_agreement(strategy, trainer.step, "see different checkpoints: logs/ must be a folder that all of them share")
         if trainer.step > trainer.last_step:
             raise InputError(f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
@@ -605,21 +604,21 @@ def main(_):
         if LATENCY_WEIGHT.value:
             if not trainer.step:
                 latency = layer_latency(metadata["batch_size"] // trainer.shares, metadata["seq_len"], trainer.jit_compile)
-                trainer.state.latency.assign(trainer.greatest(*latency))
+                trainer.state.latency.assign(trainer.all_reduce_max(*latency))
             run.say("milliseconds per window: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.state.latency.numpy())))
         if WARMUP_STEPS.value >= trainer.total_steps:
             run.say(f"the warm-up of {WARMUP_STEPS.value:,} steps is as long as the whole run: the learning rate never falls")
 
         valid = None
-        with saved_when_interrupted(trainer, run) as heed_signals:
+        with saved_when_interrupted(trainer, run) as handle_signals:
             while trainer.state.evaluated < trainer.last_step:
-                train_epoch(trainer, run, heed_signals)
-                valid = validate(trainer, run, heed_signals)
+                train_epoch(trainer, run, handle_signals)
+                valid = validate(trainer, run, handle_signals)
             _, targets, seconds = trainer.state.run.numpy()
             run.finish({
                 "corpus": metadata["corpus"], "steps": trainer.step, "wall_seconds": seconds, "tokens_per_second": targets / seconds,
-                "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid", heed_signals),
-                "test": trainer.evaluate("test", heed_signals),
+                "train": trainer.epoch_metrics(), "valid": valid or trainer.evaluate("valid", handle_signals),
+                "test": trainer.evaluate("test", handle_signals),
                 "pi": model.pi().tolist(), "architecture": "".join(KINDS[kind][0] for kind in model.pi().argmax(axis=1)),
                 "parameters": model.count_params(), "versions": data_utils.versions(), "device": device, "flags": config["flags"],
             })

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The default experiment: the SuperNet on what make_data.sh made. Flags given here come last and win: ./train.sh --epochs=1
 # (--cutoffs=250,2500 is train.py's own default, since a repetition of this flag would add to it.)
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/support/environment.sh"
 use_python "$project/requirements.txt"
 exec "$PYTHON" "$project/train.py" \
   --data_dir=data/tfrecords \

@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import tensorflow as tf
 from conftest import PROJECT, write_corpus
 
 import data_utils
-import tensorflow as tf
 
 DATA_FLAGS = ["--input_dir=corpus", "--vocab_size=340", "--batch_size=4", "--seq_len=8", "--shards=2"]
 TRAIN_FLAGS = ["--data_dir=data", "--model_name=run", "--num_layers=2", "--d_model=8", "--num_heads=2", "--d_ffn=16", "--mem_len=6",

@@ -15,10 +15,10 @@ import keras  # noqa: E402
 from absl import flags  # noqa: E402
 from absl.testing import flagsaver  # noqa: E402
 
-import corpora  # noqa: E402
 import data_utils  # noqa: E402
 import tokenization  # noqa: E402
 import train  # noqa: E402
+from support import corpora, own_text  # noqa: E402
 
 flags.FLAGS(["train.py"])  # the defaults; a test sets its own
 
@@ -52,7 +52,7 @@ def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
 
 def make_data(corpus_dir: Path, output_dir: Path, tokenizer: tokenization.Settings | Path = tokenization.Settings(vocab_size=VOCAB_SIZE), **settings):
     """Makes tiny data of a folder of texts."""
-    data_utils.build(corpora.from_folder(corpus_dir), output_dir, tokenizer, **dict(batch_size=BATCH_SIZE, seq_len=SEQ_LEN) | settings)
+    data_utils.build(own_text.from_folder(corpus_dir), output_dir, tokenizer, **dict(batch_size=BATCH_SIZE, seq_len=SEQ_LEN) | settings)
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from conftest import PROJECT
 
 import bench
 import data_utils
-import cli
 import train
-from conftest import PROJECT
+from support import cli
 
 flags.FLAGS(["bench.py"])
 SMALL = dict(num_layers=2, d_model=16, num_heads=2, d_ffn=48, mem_len=8, cutoffs=["100,3000"])

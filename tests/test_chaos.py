@@ -4,9 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 import chaos
+import numpy as np
 
 
 def test_training_that_is_killed_ends_as_if_it_had_not_been(data_dir, tmp_path):

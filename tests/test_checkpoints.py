@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import checkpoints
-from checkpoints import Checkpoints
-from cli import InputError
+from support import checkpoints
+from support.checkpoints import Checkpoints
+from support.cli import InputError
 
 
 class Killed(BaseException):

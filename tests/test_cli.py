@@ -5,16 +5,16 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from test_flags import flags_of
 
 import bench
-import cli
 import cutoffs
 import data_utils
 import evaluate
 import generate
 import plot_search
 import train
-from test_flags import flags_of
+from support import cli
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-
 from conftest import PROJECT, write_corpus
 
 ASK_TENSORBOARD = """

@@ -9,23 +9,24 @@ import zipfile
 
 import pytest
 
-import corpora
-from cli import InputError
+import data_utils
+from support import corpora, own_text, published, pydocs
+from support.cli import InputError
 
 TEXTS = {"train": b"a b c\n" * 50, "valid": b"d e\n", "test": b"f\n"}
 WHOLE = "".join(f"line {number}: \u00e4\n" for number in range(100)).encode()
 
 
 @pytest.fixture
-def published(monkeypatch):
+def tiny_corpora(monkeypatch):
     """The published corpora are for this test the three short texts above, one after another where they are one file."""
-    for name in corpora.PUBLISHED:
+    for name in published.PUBLISHED:
         contents = {f"{split}.txt": text for split, text in TEXTS.items()} if "wikitext" in name else {name: WHOLE}
         hashes = {"wikitext-2": lambda text: "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest(),
                   "text8": lambda text: "md5:" + hashlib.md5(text).hexdigest()}
         of = hashes.get(name, lambda text: "sha1:" + hashlib.sha1(text).hexdigest())
-        changed = corpora.PUBLISHED[name]._replace(hashes={file: of(text) for file, text in contents.items()})
-        monkeypatch.setitem(corpora.PUBLISHED, name, changed)
+        changed = published.PUBLISHED[name]._replace(hashes={file: of(text) for file, text in contents.items()})
+        monkeypatch.setitem(published.PUBLISHED, name, changed)
 
 
 def content_of(corpus):
@@ -51,7 +52,7 @@ def internet(monkeypatch):
 
 
 def files_at(texts):
-    return {corpora.PUBLISHED["wikitext-2"].file_url.format(file=f"{split}.txt"): text for split, text in texts.items()}
+    return {published.PUBLISHED["wikitext-2"].file_url.format(file=f"{split}.txt"): text for split, text in texts.items()}
 
 
 def archive_of(texts, name="wikitext-2"):
@@ -59,45 +60,45 @@ def archive_of(texts, name="wikitext-2"):
     with zipfile.ZipFile(content, "w") as archive:
         for split, text in texts.items():
             archive.writestr(f"{name}/wiki.{split}.tokens", text)
-    return {corpora.PUBLISHED[name].archive_url: content.getvalue()}
+    return {published.PUBLISHED[name].archive_url: content.getvalue()}
 
 
 @pytest.mark.parametrize("source", [files_at(TEXTS), archive_of(TEXTS), files_at({"train": TEXTS["train"]}) | archive_of(TEXTS)],
                          ids=["files", "archive", "both"])
-def test_wikitext2_is_downloaded_once(source, published, internet, tmp_path):
+def test_wikitext2_is_downloaded_once(source, tiny_corpora, internet, tmp_path):
     internet.update(source)
-    corpus = corpora.published("wikitext-2", tmp_path / "wikitext-2")
+    corpus = published.get("wikitext-2", tmp_path / "wikitext-2")
     assert corpus.name == "wikitext-2"
     assert content_of(corpus) == TEXTS
     internet["asked"].clear()
-    corpora.published("wikitext-2", tmp_path / "wikitext-2")
+    published.get("wikitext-2", tmp_path / "wikitext-2")
     assert internet["asked"] == []
 
 
 @pytest.mark.parametrize("bad", [b"", TEXTS["train"][:-1], TEXTS["train"] + b"x", b"x" * len(TEXTS["train"])])
-def test_a_wrong_download_is_refused_and_leaves_no_file(bad, published, internet, tmp_path):
+def test_a_wrong_download_is_refused_and_leaves_no_file(bad, tiny_corpora, internet, tmp_path):
     internet.update(files_at(TEXTS | {"train": bad}))
     internet.update(archive_of(TEXTS | {"train": bad}))
-    with pytest.raises(corpora.Unreachable, match="not the published file"):
-        corpora.published("wikitext-2", tmp_path / "wikitext-2")
+    with pytest.raises(published.Unreachable, match="not the published file"):
+        published.get("wikitext-2", tmp_path / "wikitext-2")
     assert not (tmp_path / "wikitext-2" / "train.txt").exists()
 
 
-def test_a_wrong_local_file_is_named_and_kept(published, internet, tmp_path):
+def test_a_wrong_local_file_is_named_and_kept(tiny_corpora, internet, tmp_path):
     folder = tmp_path / "wikitext-2"
     folder.mkdir()
     (folder / "train.txt").write_bytes(b"mine")
     with pytest.raises(InputError, match="train.txt is not wikitext-2 as published"):
-        corpora.choose("auto", tmp_path)
+        data_utils.choose_corpus("auto", tmp_path)
     assert (folder / "train.txt").read_bytes() == b"mine"
 
 
-def test_auto_falls_back_to_documentation_and_says_so(published, internet, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(corpora, "_documents", lambda: iter(["some text\n"] * 40))
-    assert corpora.choose("auto", tmp_path).name == "pydocs"
+def test_auto_falls_back_to_documentation_and_says_so(tiny_corpora, internet, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pydocs, "_documents", lambda: iter(["some text\n"] * 40))
+    assert data_utils.choose_corpus("auto", tmp_path).name == "pydocs"
     assert "NOT WikiText-2" in capsys.readouterr().err
     with pytest.raises(InputError, match="cannot download"):
-        corpora.choose("wikitext-2", tmp_path)
+        data_utils.choose_corpus("wikitext-2", tmp_path)
 
 
 def test_documentation_is_parsed_deduplicated_and_split_by_document(tmp_path, monkeypatch):
@@ -109,8 +110,8 @@ def test_documentation_is_parsed_deduplicated_and_split_by_document(tmp_path, mo
     (tmp_path / "broken.py").write_text("def (:\n")
     (tmp_path / "pydoc_data").mkdir()
     (tmp_path / "pydoc_data" / "topics.py").write_text("topics = {'a': 'Topic a.', 'b': 'Topic b.'}\n")
-    monkeypatch.setattr(corpora, "_source_files", lambda: [tmp_path / "pydoc_data" / "topics.py", tmp_path / "broken.py", *sources])
-    corpus = corpora.pydocs(tmp_path / "pydocs")
+    monkeypatch.setattr(pydocs, "_source_files", lambda: [tmp_path / "pydoc_data" / "topics.py", tmp_path / "broken.py", *sources])
+    corpus = pydocs.make(tmp_path / "pydocs")
     texts = {split: text.decode() for split, text in content_of(corpus).items()}
     everything = "".join(texts.values())
     assert everything.count("Common.") == 1 and "Topic a.\nTopic b.\n" in texts["train"]
@@ -120,7 +121,7 @@ def test_documentation_is_parsed_deduplicated_and_split_by_document(tmp_path, mo
 
 
 def test_documentation_skips_tests_and_installed_packages():
-    paths = [str(path) for path in corpora._source_files()]
+    paths = [str(path) for path in pydocs._source_files()]
     assert any(path.endswith("pydoc_data/topics.py") for path in paths)
     assert any("/tensorflow/" in path for path in paths) and any("/numpy/" in path for path in paths)
     assert not any("/tests/" in path.split("/lib/python3", 1)[-1] for path in paths)
@@ -131,7 +132,7 @@ def test_documentation_skips_tests_and_installed_packages():
                          ids=["lines", "words", "cjk", "one word"])
 def test_one_file_is_split_contiguously_at_breaks(text, tmp_path):
     (tmp_path / "mine.txt").write_text(text)
-    corpus = corpora.from_file(tmp_path / "mine.txt", 0.1, 0.2)
+    corpus = own_text.from_file(tmp_path / "mine.txt", 0.1, 0.2)
     parts = [text.decode() for text in content_of(corpus).values()]
     assert corpus.name == "mine" and "".join(parts) == text
     assert abs(len(parts[1]) / len(text) - 0.1) < 0.02 and abs(len(parts[2]) / len(text) - 0.2) < 0.02
@@ -142,10 +143,10 @@ def test_one_file_is_split_contiguously_at_breaks(text, tmp_path):
 def test_a_folder_takes_both_ways_of_naming(tmp_path):
     for name in ("train.txt", "wiki.valid.tokens", "test.txt"):
         (tmp_path / name).write_text("x")
-    assert corpora.from_folder(tmp_path).texts["valid"].name == "wiki.valid.tokens"
+    assert own_text.from_folder(tmp_path).texts["valid"].name == "wiki.valid.tokens"
     (tmp_path / "test.txt").unlink()
     with pytest.raises(InputError, match="holds no test.txt, wiki.test.tokens or wiki.test.raw"):
-        corpora.from_folder(tmp_path)
+        own_text.from_folder(tmp_path)
 
 
 def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
@@ -154,16 +155,16 @@ def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "notes.md").write_text("not a text")
-    corpus = corpora.from_folder(tmp_path, 0.2, 0.3)
+    corpus = own_text.from_folder(tmp_path, 0.2, 0.3)
     train, valid, test = (text.decode() for text in content_of(corpus).values())
-    assert train + valid + test == "".join(written[name] for name in sorted(written)) and corpora.is_to_split(tmp_path)
+    assert train + valid + test == "".join(written[name] for name in sorted(written)) and own_text.is_to_split(tmp_path)
     assert abs(len(valid) / len(train + valid + test) - 0.2) < 0.01 and all(text.endswith("\n") for text in (train, valid, test))
     (tmp_path / "test.txt").write_text("x\n")
     with pytest.raises(InputError, match="holds no train.txt, wiki.train.tokens or wiki.train.raw"):
-        corpora.from_folder(tmp_path)
+        own_text.from_folder(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no .txt files"):
-        corpora.from_folder(tmp_path / "empty")
+        own_text.from_folder(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 10_000])
@@ -189,32 +190,32 @@ def test_no_block_ends_within_a_line_end(size, tmp_path):
     assert not [block for block in list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))[1:] if block.startswith(b"\n")]
 
 
-def test_wikitext_103_is_downloaded_once_from_its_archive(published, internet, tmp_path):
+def test_wikitext_103_is_downloaded_once_from_its_archive(tiny_corpora, internet, tmp_path):
     internet.update(archive_of(TEXTS, "wikitext-103"))
-    corpus = corpora.choose("wikitext-103", tmp_path)
+    corpus = data_utils.choose_corpus("wikitext-103", tmp_path)
     assert corpus.name == "wikitext-103" and content_of(corpus) == TEXTS and internet["asked"] == ["https://wikitext.smerity.com/wikitext-103-v1.zip"]
     (tmp_path / "wikitext-103" / "valid.txt").write_bytes(b"mine")
     with pytest.raises(InputError, match="valid.txt is not wikitext-103 as published"):
-        corpora.choose("wikitext-103", tmp_path)
+        data_utils.choose_corpus("wikitext-103", tmp_path)
     (tmp_path / "wikitext-103" / "valid.txt").unlink()
     internet.update(archive_of(TEXTS | {"valid": b"torn"}, "wikitext-103"))
-    with pytest.raises(corpora.Unreachable, match="cannot download wikitext-103 .*not the published file"):
-        corpora.choose("wikitext-103", tmp_path)
+    with pytest.raises(published.Unreachable, match="cannot download wikitext-103 .*not the published file"):
+        data_utils.choose_corpus("wikitext-103", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
-def test_a_corpus_of_one_file_is_split_by_bytes_between_characters(name, published, internet, tmp_path, monkeypatch):
+def test_a_corpus_of_one_file_is_split_by_bytes_between_characters(name, tiny_corpora, internet, tmp_path, monkeypatch):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr(name, WHOLE)
     internet[f"https://mattmahoney.net/dc/{name}.zip"] = content.getvalue()
-    monkeypatch.setattr(corpora, "HELD_OUT_BYTES", 50)
-    texts = content_of(corpora.choose(name, tmp_path))
+    monkeypatch.setattr(published, "HELD_OUT_BYTES", 50)
+    texts = content_of(data_utils.choose_corpus(name, tmp_path))
     assert list(texts) == ["train", "valid", "test"] and b"".join(texts.values()) == WHOLE
     assert 47 <= len(texts["test"]) <= 50 and 47 <= len(texts["valid"]) <= 53 and all(text.decode() for text in texts.values())
     (tmp_path / name / name).write_bytes(WHOLE[:-1])
     with pytest.raises(InputError, match=f"{name} is not {name} as published"):
-        corpora.choose(name, tmp_path)
+        data_utils.choose_corpus(name, tmp_path)
 
 
 def test_a_folder_of_real_people(tmp_path, capsys):
@@ -231,7 +232,7 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     (folder / "gone.txt").symlink_to(folder / "nowhere")
     undecodable = folder / os.fsdecode(b"caf\xe9.txt")
     undecodable.write_text("a name\n" * 9)
-    corpus = corpora.from_folder(folder)
+    corpus = own_text.from_folder(folder)
     read = b"".join(content_of(corpus).values()).decode()
     names = list(dict.fromkeys(read.split("\n")[:-1]))
     assert names == ["chapter1.txt", "a name", "chapter2.TXT", "chapter10.txt", "part 2/a.txt", "../elsewhere/linked.txt"]
@@ -240,14 +241,14 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
         (tmp_path / "packed").mkdir()
         (tmp_path / "packed" / "a.txt.gz").write_bytes(b"")
-        corpora.from_folder(tmp_path / "packed")
-    assert corpora.from_file(undecodable).name.encode() == "caf\N{REPLACEMENT CHARACTER}".encode()
+        own_text.from_folder(tmp_path / "packed")
+    assert own_text.from_file(undecodable).name.encode() == "caf\N{REPLACEMENT CHARACTER}".encode()
 
 
 def test_a_corpus_with_the_names_of_the_raw_wikitext(tmp_path):
     for split in corpora.SPLITS:
         (tmp_path / f"wiki.{split}.raw").write_text(split)
-    assert content_of(corpora.from_folder(tmp_path)) == {split: split.encode() for split in corpora.SPLITS}
+    assert content_of(own_text.from_folder(tmp_path)) == {split: split.encode() for split in corpora.SPLITS}
 
 
 @pytest.mark.parametrize("function, name, message", [
@@ -258,7 +259,7 @@ def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_pat
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").write_text("")
     with pytest.raises(InputError, match=message):
-        getattr(corpora, function)(tmp_path / name)
+        getattr(own_text, function)(tmp_path / name)
 
 
 @pytest.mark.parametrize("content, message", [

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 
 import cutoffs
-from cli import InputError
-from conftest import PROJECT
+from support.cli import InputError
 
 
 def plain_cost(probability, starts, width):

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, make_data, when_called, write_corpus
 
-import corpora
 import data_utils
 import tokenization
-from cli import InputError
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, make_data, when_called, write_corpus
+from support import corpora
+from support.cli import InputError
 from tokenization import EOS, PAD, UNK, Settings, Tokenizer
 
 WIKITEXT2 = next((folder for folder in (PROJECT / "data" / "wikitext-2", PROJECT.parent / "shared" / "wikitext-2") if folder.exists()), None)

@@ -9,17 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import chaos
-import corpora
+import pytest
+from chaos import differences, state_of
+from conftest import PROJECT, make_data, when_called
+
 import data_utils
 import tokenization
 import train
-from chaos import differences, state_of
-from checkpoints import Checkpoints
-from conftest import PROJECT, make_data, when_called
 from runs import TrainedRun
+from support.checkpoints import Checkpoints
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import pytest
-
 import chaos
 import cluster
-from cli import InputError
+import numpy as np
+import pytest
 from conftest import PROJECT
+
+from support.cli import InputError
 
 FLAGS = ["--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20"]
 PLAIN = ["--dropout_rate=0"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import corpora
+from support import published
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
 TEXTS = {"train": b"a b c\n" * 50, "valid": b"d e\n", "test": b"f\n"}
@@ -55,9 +55,9 @@ class Server:
 def download(monkeypatch, tmp_path):
     """A function that downloads the three texts above, as WikiText-2, from a server with a given answer: (corpus, server)."""
     hashes = {f"{split}.txt": "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() for split, text in TEXTS.items()}
-    published = corpora.PUBLISHED["wikitext-2"]._replace(archive_bytes=100_000, file_bytes=300, hashes=hashes)
-    monkeypatch.setattr(corpora, "STALL_SECONDS", LIMIT / 2)
-    monkeypatch.setattr(corpora, "SLOWEST", 2 * published.archive_bytes / LIMIT)
+    tiny = published.PUBLISHED["wikitext-2"]._replace(archive_bytes=100_000, file_bytes=300, hashes=hashes)
+    monkeypatch.setattr(published, "STALL_SECONDS", LIMIT / 2)
+    monkeypatch.setattr(published, "SLOWEST", 2 * tiny.archive_bytes / LIMIT)
     monkeypatch.setenv("no_proxy", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     servers = []
@@ -65,9 +65,9 @@ def download(monkeypatch, tmp_path):
     def download_from(answer, tls=True):
         servers.append(Server(answer, tls))
         address = servers[-1].address
-        there = published._replace(file_url=address + "/{file}", archive_url=address + "/archive.zip")
-        monkeypatch.setitem(corpora.PUBLISHED, "wikitext-2", there)
-        return corpora.published("wikitext-2", tmp_path / "wikitext-2"), servers[-1]
+        there = tiny._replace(file_url=address + "/{file}", archive_url=address + "/archive.zip")
+        monkeypatch.setitem(published.PUBLISHED, "wikitext-2", there)
+        return published.get("wikitext-2", tmp_path / "wikitext-2"), servers[-1]
 
     yield download_from
     for server in servers:
@@ -174,17 +174,17 @@ HOSTILE = {
 @pytest.mark.parametrize("answer, reason", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_server_ends_in_a_reason_and_no_file(answer, reason, download, tmp_path):
     start = time.monotonic()
-    with pytest.raises(corpora.Unreachable, match=reason) as error:
+    with pytest.raises(published.Unreachable, match=reason) as error:
         download(answer)
     assert time.monotonic() - start < 2 * LIMIT + 1  # two addresses
     assert "\n" not in str(error.value) and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_plain_http_is_refused_at_once_and_after_a_redirect(download, tmp_path):
-    with pytest.raises(corpora.Unreachable, match="unknown url type: http"):
+    with pytest.raises(published.Unreachable, match="unknown url type: http"):
         download(serve_files, tls=False)
     plain = Server(serve_files, tls=False)
-    with pytest.raises(corpora.Unreachable, match="unknown url type: http"):
+    with pytest.raises(published.Unreachable, match="unknown url type: http"):
         download(lambda connection, path: respond(connection, b"", "302 Found", headers=f"Location: {plain.address}{path}\r\n"))
     assert plain.asked == [] and not list(tmp_path.rglob("*.*"))
     plain.close()
@@ -192,5 +192,5 @@ def test_plain_http_is_refused_at_once_and_after_a_redirect(download, tmp_path):
 
 def test_a_server_whose_name_nobody_vouches_for_is_refused(download, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(corpora.Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(published.Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
         download(serve_files)

@@ -10,17 +10,17 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 from absl.testing import flagsaver
+from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, make_data, train_in
 
 import data_utils
-import tokenization
 import evaluate
-import files
+import tokenization
 import train
-from cli import InputError
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, make_data, train_in
 from evaluate import Evaluator, evaluate_run
 from model import PARTransformerXL
 from runs import TrainedRun
+from support import files
+from support.cli import InputError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import random
 import pytest
 import tensorflow as tf
 
-import files
-from cli import InputError
+from support import files
+from support.cli import InputError
 
 
 def test_json_comes_back_and_every_change_of_it_is_noticed(tmp_path):

@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from conftest import TINY, VOCAB_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import cli
 import data_utils
 import train
-from conftest import TINY, VOCAB_SIZE
+from support import cli
 
 each_time_the_same = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -88,7 +88,7 @@ class Trained(BaseException):
     """Two steps have been trained, and what they left is finite."""
 
 
-def train_two_steps(trainer, run, heed_signals):
+def train_two_steps(trainer, run, handle_signals):
     for _ in range(min(2, trainer.last_step)):
         trainer.train(1)
     trainer.complete_state()
@@ -179,7 +179,7 @@ def make(corpus_dir, data_dir, tmp_path, monkeypatch):
     def no_corpus(*_):
         raise cli.InputError("no network here")
 
-    monkeypatch.setattr(data_utils.corpora, "choose", no_corpus)
+    monkeypatch.setattr(data_utils, "choose_corpus", no_corpus)
     return make
 
 

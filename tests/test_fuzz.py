@@ -8,14 +8,13 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-
-import corpora
-import data_utils
-import files
-import tokenization
-from cli import InputError
 from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE, make_data, write_corpus
+
+import data_utils
+import tokenization
 from runs import TrainedRun
+from support import corpora, files
+from support.cli import InputError
 from tokenization import EOS, UNK, Settings, Tokenizer
 
 

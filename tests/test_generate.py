@@ -6,12 +6,12 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 from absl import flags
+from conftest import PROJECT
+from test_flags import flags_of
 
 import generate
-from conftest import PROJECT
 from generate import Writer
 from runs import TrainedRun
-from test_flags import flags_of
 from tokenization import BOS, EOS, PAD, UNK, Tokenizer
 
 PROMPT = [7, 30, 9, 50, 11, 4, 80, 21, 15]  # longer than the memory

@@ -231,7 +231,7 @@ def test_straight_through_is_one_hot_forward_and_soft_backward():
 
 def test_draws_depend_on_seed_step_place_and_replica_alone():
     def masks(seed, step, place, replica):
-        return Draws(seed, tf.constant(step), tf.constant(replica)).keep(place, [200], 0.5).numpy()
+        return Draws(seed, tf.constant(step), tf.constant(replica)).dropout_mask(place, [200], 0.5).numpy()
 
     one = masks(1, 2, 3, 0)
     assert np.array_equal(one, masks(1, 2, 3, 0))
@@ -252,7 +252,7 @@ def test_noise_for_each_row_is_a_replicas_part_of_what_one_alone_would_draw():
 def test_dropout_of_shares_is_what_the_whole_batch_would_draw(jit_compile):
     @tf.function(jit_compile=jit_compile or None)
     def keep(share, shares):
-        return Draws(3, 7, share, shares).keep(2, [12 // shares, 5, 8], 0.3)
+        return Draws(3, 7, share, shares).dropout_mask(2, [12 // shares, 5, 8], 0.3)
 
     whole = keep(0, 1).numpy()
     for shares in (2, 3, 4):
@@ -261,14 +261,14 @@ def test_dropout_of_shares_is_what_the_whole_batch_would_draw(jit_compile):
 
 def test_dropout_and_gumbel_noise_come_from_different_numbers():
     noise = Draws(1, 2).gumbel([2000]).numpy()
-    kept = Draws(1, 2).keep(0, [4000], 0.5).numpy()
+    kept = Draws(1, 2).dropout_mask(0, [4000], 0.5).numpy()
     for half in (kept[0::2], kept[1::2]):
         assert abs(np.corrcoef(noise, half)[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999999])
 def test_dropout_keeps_its_share_of_any_number_of_elements(rate):
-    kept = Draws(0, 0).keep(0, [101, 333], rate).numpy()
+    kept = Draws(0, 0).dropout_mask(0, [101, 333], rate).numpy()
     assert kept.shape == (101, 333) and kept.mean() == pytest.approx(1 - rate, abs=0.01) and (rate > 0 or kept.all())
 
 
@@ -398,8 +398,8 @@ def test_every_block_and_branch_has_its_own_dropout():
     masks = []
 
     class Recorder(Draws):
-        def keep(self, *arguments):
-            masks.append(super().keep(*arguments))
+        def dropout_mask(self, *arguments):
+            masks.append(super().dropout_mask(*arguments))
             return masks[-1]
 
     net = network(["search", "search"], dropout_rate=0.5)

@@ -4,13 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 from PIL import Image
 
-import files
 import plot_search
-from cli import InputError
-from conftest import PROJECT
 from runs import TrainedRun
+from support import files
+from support.cli import InputError
 
 
 def test_curves_are_those_that_training_wrote(search_run):

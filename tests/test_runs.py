@@ -3,13 +3,13 @@ import re
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from chaos import events_of
+from conftest import PROJECT, TINY
 
 import data_utils
 import train
-from chaos import events_of
-from cli import InputError
-from conftest import PROJECT, TINY
-from runs import Run, TrainedRun
+from runs import NullRun, Run, TrainedRun
+from support.cli import InputError
 
 
 def open_run(data_dir, folder):
@@ -93,3 +93,16 @@ def test_nothing_that_is_read_can_be_executed():
     for path in PROJECT.glob("*.py"):
         found = re.search(r"pickle|(?<![.\w])(eval|exec|compile|__import__)\(|allow_pickle=True|load_model|joblib|torch\.load|yaml\.load|shell=True|os\.system", path.read_text())
         assert not found, f"{path.name}: {found[0]}"
+
+
+def test_a_null_run_takes_every_call_of_a_run_and_records_nothing(data_dir, tmp_path):
+    run, trainer = open_run(data_dir, tmp_path / "run")
+    run.close()
+    null = NullRun(tmp_path / "null", {}, data_dir, trainer.state)
+    calls = {name for name in dir(run) if not name.startswith("_") and callable(getattr(run, name))}
+    assert {"say", "note", "save", "evaluation", "finish", "close"} <= calls
+    for name in calls:
+        assert getattr(null, name)("train", 1, {}) is None
+    with pytest.raises(AttributeError):
+        null.sav()
+    assert not (tmp_path / "null").exists()

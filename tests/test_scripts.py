@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from conftest import PROJECT, write_corpus
+from test_flags import flags_of
 
 import data_utils
 import train
-from conftest import PROJECT, write_corpus
-from test_flags import flags_of
 
 OFFLINE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 TINY = "--vocab_size=340 --batch_size=4 --seq_len=8".split()
@@ -61,7 +61,7 @@ def test_from_text_to_results(project):
 def test_the_found_network_is_compared_with_others(project):
     write_corpus(project / "mine")
     assert run(project, "./make_data.sh", "--input_dir=mine", *TINY).returncode == 0
-    compared = run(project, "./compare.sh", *TINY_NET, "--max_steps=4")
+    compared = run(project, "recipes/compare.sh", *TINY_NET, "--max_steps=4")
     assert compared.returncode == 0, compared.stderr
     table = {line[:25].strip(): line[26:].split() for line in compared.stdout.splitlines()[-14:]}
     assert table["run"] == [f"compare_{name}" for name in ("found", "quick", "attention", "interleaved", "random")]

@@ -7,15 +7,14 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
+from conftest import PROJECT, VOCAB_SIZE, make_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-import cli
-import corpora
 import tokenization
-from cli import InputError
-from conftest import PROJECT, VOCAB_SIZE, make_data
+from support import cli, corpora
+from support.cli import InputError
 from tokenization import EOS, UNK, Settings, Tokenizer
 
 # What an editor, a PDF or a web page leaves in a text.

@@ -14,20 +14,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
+from chaos import differences, events_of, state_of
+from conftest import SEQ_LEN, TINY, VOCAB_SIZE, make_data, when_called, write_corpus
 
-import corpora
 import data_utils
 import evaluate
-import files
 import runs
 import tokenization
 import train
-from checkpoints import Checkpoints
-from cli import InputError
-from chaos import differences, events_of, state_of
-from conftest import SEQ_LEN, TINY, VOCAB_SIZE, make_data, when_called, write_corpus
 from evaluate import Evaluator
 from runs import Run, TrainedRun
+from support import files
+from support.checkpoints import Checkpoints
+from support.cli import InputError
 
 
 def results_of(folder):

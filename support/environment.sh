@@ -2,7 +2,7 @@
 # That is the current python3 where it already has them (Colab, conda), otherwise .venv, which is made and filled once.
 
 set -euo pipefail
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 fail() {
   echo "error: $*" >&2

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Does the network that a search finds keep the perplexity at a lower cost? Searches twice, the second time for a quick network,
 # trains what was found, and alike: attention in every block, attention and dense in turn (Transformer-XL), and a random pick.
-# Then prints them side by side. Flags given here go to every training, so they are about training or size: ./compare.sh --epochs=5
+# Then prints them side by side. Flags given here go to every training, so they are about training or size: recipes/compare.sh --epochs=5
 # The networks have six blocks. What a millisecond should cost, --latency_weight, depends on the machine: this one suits two cores.
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../support/environment.sh"
 use_python "$project/requirements.txt"
 
 train() { # name, flags

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
-import cli
-from cli import InputError
+from support import cli
+from support.cli import InputError
 
 BLOCK_BYTES = 1 << 20
 

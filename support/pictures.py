@@ -1,28 +1,26 @@
-"""What this project draws: the probabilities of an architecture and, run as a program, README's picture of the block.
+"""What this project draws: the probabilities of an architecture and, by `python -m support.pictures`, README's picture of a block.
 
 L blocks, K kinds of layer.
 """
 
 import functools
 import warnings
-from pathlib import Path
+from typing import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from model import KINDS
-
 matplotlib.use("Agg")  # without a display
 warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a corpus' name, whose characters are boxes then
 
 
-def draw_pi(axes, pi: np.ndarray, title: str):
+def draw_pi(axes, pi: np.ndarray, kinds: Sequence[str], title: str):
     """Draws pi [L, K] anew: blocks across, kinds of layer down, shade and number the probability, a block's largest in bold."""
     axes.clear()
     axes.imshow(pi.T, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(pi)), [str(block + 1) for block in range(len(pi))])
-    axes.set_yticks(range(len(KINDS)), KINDS)
+    axes.set_yticks(range(len(kinds)), kinds)
     axes.set_xlabel("block")
     axes.set_title(title, fontsize=9, parse_math=False)
     for block, probabilities in enumerate(pi):
@@ -31,10 +29,10 @@ def draw_pi(axes, pi: np.ndarray, title: str):
                       weight="bold" if kind == probabilities.argmax() else "normal", color="white" if probability > 0.5 else "black")
 
 
-def architecture_heat_map(pi: np.ndarray, title: str) -> np.ndarray:
+def architecture_heat_map(pi: np.ndarray, kinds: Sequence[str], title: str) -> np.ndarray:
     """The picture of pi [L, K] as RGB, uint8 [height, width, 3]."""
     figure, axes = _heat_map_figure(len(pi))
-    draw_pi(axes, pi, title)
+    draw_pi(axes, pi, kinds, title)
     return pixels(figure)
 
 
@@ -82,4 +80,4 @@ def block_diagram():
 
 
 if __name__ == "__main__":
-    block_diagram().savefig(Path(__file__).with_name("block.png"))
+    block_diagram().savefig("docs/block.png")

@@ -11,8 +11,8 @@ from typing import Callable
 
 import tensorflow as tf
 
-import files
-from cli import InputError
+from support import files
+from support.cli import InputError
 
 HASHES = "sha256.json"
 REPLACED = ".replaced"

@@ -3,13 +3,13 @@
 import json
 import os
 
-import cli
+from support import cli
 
 with cli.quiet():
     import keras
     import tensorflow as tf
 
-from cli import InputError
+from support.cli import InputError
 
 # The branches of a block run side by side, each on half of the cores: faster than one after the other on all of them.
 # (TensorFlow reads this when it first computes something, not when it is imported.)
@@ -76,7 +76,7 @@ def gather_rows(strategy: tf.distribute.Strategy, rows, axis: int = 0):
     return strategy.gather(rows, axis)
 
 
-def greatest(strategy: tf.distribute.Strategy, *numbers: float) -> list[float]:
+def all_reduce_max(strategy: tf.distribute.Strategy, *numbers: float) -> list[float]:
     """Each number, the greatest that any worker gives for it. All workers must call this at the same point of the program."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return list(numbers)

@@ -1,0 +1,117 @@
+"""A corpus: its name, and of each split the parts of UTF-8 files that it is, read in blocks that are cut between lines."""
+
+import codecs
+import re
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+from support import files
+from support.cli import InputError
+
+SPLITS = ("train", "valid", "test")
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"PK\x03\x04": "unzip", b"\x28\xb5\x2f\xfd": "unzstd"}
+BREAK_BYTES = 1 << 16  # within which a text is cut at a line end, if there is one
+
+
+class Part(NamedTuple):
+    """A part of a UTF-8 file, in bytes."""
+
+    path: Path
+    start: int
+    end: int
+
+
+class Text(NamedTuple):
+    """A text: parts of files, one after another."""
+
+    name: str
+    parts: list[Part]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(part.end - part.start for part in self.parts)
+
+
+class Corpus(NamedTuple):
+    name: str
+    texts: dict[str, Text]  # of each split
+
+
+def whole_file(path: Path) -> Text:
+    return Text(shown(path.name), [Part(path, 0, path.stat().st_size)])
+
+
+def shown(name: str) -> str:
+    """A file's name in characters that can be printed and written as UTF-8: not every name can."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+
+
+def chunks(part: Part, size: int) -> Iterator[Part]:
+    """A part of a file in smaller parts of about so many bytes, each of which begins where a line does, if lines are not very long."""
+    start = part.start
+    while start < part.end:
+        end = part.end if start + size + BREAK_BYTES > part.end else next_break(part.path, start + size)
+        yield Part(part.path, start, end)
+        start = end
+
+
+def blocks(text: Text, size: int) -> Iterator[bytes]:
+    """The content of a text in blocks of about so many bytes, cut as `chunks` cuts. A byte order mark at the beginning of a file is
+    left out, and a last line without an end gets one."""
+    for part in text.parts:
+        file_size = part.path.stat().st_size
+        for path, start, end in chunks(part, size):
+            block = b"".join(files.blocks(path, start, end))
+            if start == 0:
+                block = block.removeprefix(codecs.BOM_UTF8)
+            if end == file_size and not block.endswith((b"\n", b"\r")):
+                block += b"\n"
+            yield block
+
+
+def checked_sha256(text: Text) -> str:
+    """The SHA-256 of the bytes of a text, in hexadecimal.
+
+    Raises:
+      InputError: they are not UTF-8; file, line and byte are named.
+    """
+    def checked_blocks():
+        for part in text.parts:
+            for path, start, end in chunks(part, files.BLOCK_BYTES):
+                block = b"".join(files.blocks(path, start, end))
+                try:
+                    block.decode()
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(path, start + error.start) from None
+                yield block
+
+    return files.digest(checked_blocks())
+
+
+def _not_utf8(path: Path, position: int) -> InputError:
+    """What to say of a file that is no UTF-8 at a position."""
+    beginning = next(files.blocks(path))
+    for magic, program in COMPRESSED.items():
+        if beginning.startswith(magic):
+            return InputError(f"{path} is compressed: unpack it with {program}")
+    before = b"".join(files.blocks(path, 0, position))
+    number, byte = before.count(b"\n") + 1, position - before.rfind(b"\n")
+    return InputError(f"{path} is not UTF-8: line {number}, byte {byte}; iconv converts")
+
+
+def next_break(path: Path, position: int) -> int:
+    """Where a file may be cut, from a position on: after a line, a word, or a UTF-8 character."""
+    if position in (0, path.stat().st_size):
+        return position
+    text = b"".join(files.blocks(path, position, position + BREAK_BYTES))
+    for boundary in (rb"\n|\r(?=[^\n])", rb"\s"):
+        if match := re.search(boundary, text):
+            return position + match.end()
+    return next_character(path, position)
+
+
+def next_character(path: Path, position: int) -> int:
+    """Where a UTF-8 character begins, from a position on; the position itself where the bytes are no UTF-8."""
+    near = b"".join(files.blocks(path, position, position + 4))
+    return position + next((offset for offset, byte in enumerate(near) if byte & 0xC0 != 0x80), 0)

@@ -1,0 +1,169 @@
+"""Published corpora, downloaded over HTTPS and held against the hashes that were published."""
+
+import contextlib
+import itertools
+import signal
+import tempfile
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+from support import files
+from support.cli import InputError
+from support.corpora import SPLITS, Corpus, Part, Text, next_character, whole_file
+
+
+class Unreachable(InputError):
+    """No source delivers the corpus."""
+
+
+class Published(NamedTuple):
+    """Where the files of a corpus are to be had, and how to tell that they are those that were published."""
+
+    archive_url: str
+    members: dict[str, str]  # of the archive, for each file
+    hashes: dict[str, str]  # of each file, after the name of the algorithm; "git" is the SHA-1 by which git names a file
+    archive_bytes: int  # no fewer than the archive has
+    file_bytes: int  # no fewer than a file has
+    file_url: str | None = None  # of each file by itself
+
+
+PUBLISHED = {
+    # Merity et al. 2016, arXiv 1609.07843
+    "wikitext-2": Published(
+        "https://wikitext.smerity.com/wikitext-2-v1.zip",
+        {f"{split}.txt": f"wikitext-2/wiki.{split}.tokens" for split in SPLITS},
+        {"train.txt": "git:2d84b35af79e411d73ea7cae83c73964c6ac83b4",
+         "valid.txt": "git:eec944eb2d9e46061cd34a6913528797db6842fc",
+         "test.txt": "git:6f3fc88e4cd88456ea892971f9f12243e8428624"},
+        8 << 20, 16 << 20,
+        "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/{file}"),
+    "wikitext-103": Published(
+        "https://wikitext.smerity.com/wikitext-103-v1.zip",
+        {f"{split}.txt": f"wikitext-103/wiki.{split}.tokens" for split in SPLITS},
+        {"train.txt": "sha1:b7497e2dfe77e72cfef5e3dbc61b7b53712ac211",
+         "valid.txt": "sha1:c326ac59dc587676d58c422eb8a03e119582f92b",
+         "test.txt": "sha1:8a5befc548865cec54ed4273cf87dbbad60d1e47"},
+        200 << 20, 600 << 20),
+    # Mahoney 2006, Large Text Compression Benchmark: the first 10^8 bytes of a dump of Wikipedia; and a clean text, a to z alone
+    "enwik8": Published(
+        "https://mattmahoney.net/dc/enwik8.zip", {"enwik8": "enwik8"},
+        {"enwik8": "sha1:57b8363b814821dc9d47aa4d41f58733519076b2"}, 36 << 20, 100_000_000),
+    "text8": Published(
+        "https://mattmahoney.net/dc/text8.zip", {"text8": "text8"},
+        {"text8": "md5:3bea1919949baf155f99411df5fada7e"}, 36 << 20, 100_000_000),
+}
+HELD_OUT_BYTES = 5_000_000  # of enwik8 and text8, for each of valid and test
+STALL_SECONDS, SLOWEST = 20, 50_000  # the longest that a download may stand still, and the bytes per second that it must have
+
+
+def get(name: str, folder: Path) -> Corpus:
+    """A published corpus from `folder`, downloaded into it where a file is missing.
+
+    Raises:
+      InputError: a file in `folder` is not the published one.
+      Unreachable: no source delivers a file.
+    """
+    corpus = PUBLISHED[name]
+    for file, expected in corpus.hashes.items():
+        if (folder / file).exists() and _hash(folder / file, expected) != expected:
+            raise InputError(f"{folder / file} is not {name} as published: delete it to download it again, "
+                             f"or use it as your own text with --input_dir or --input_text")
+    _download(name, folder, [file for file in corpus.members if not (folder / file).exists()])
+    if len(corpus.members) == len(SPLITS):
+        return Corpus(name, {split: whole_file(folder / f"{split}.txt") for split in SPLITS})
+    path = folder / name
+    size = path.stat().st_size
+    bounds = [0, *(next_character(path, size - held_out * HELD_OUT_BYTES) for held_out in (2, 1)), size]
+    parts = zip(SPLITS, bounds, bounds[1:])
+    return Corpus(name, {split: Text(f"{split} part of {name}", [Part(path, start, end)]) for split, start, end in parts})
+
+
+def _hash(path: Path, like: str) -> str:
+    """The hash of a file, by the algorithm of another hash."""
+    algorithm = like.split(":")[0]
+    if algorithm == "git":
+        header = f"blob {path.stat().st_size}\0".encode()
+        return "git:" + files.digest(itertools.chain([header], files.blocks(path)), "sha1")
+    return f"{algorithm}:{files.digest(files.blocks(path), algorithm)}"
+
+
+def _download(name: str, folder: Path, missing: list[str]):
+    """Downloads files: each by itself where it is to be had so, otherwise from the archive.
+
+    Raises:
+      Unreachable: one cannot be had.
+    """
+    corpus, reasons = PUBLISHED[name], []
+    by_itself = {corpus.file_url.format(file=file): [file] for file in missing} if corpus.file_url else {}
+    for source in (by_itself, {corpus.archive_url: missing}):
+        try:
+            for url, wanted in source.items():
+                if wanted := [file for file in wanted if not (folder / file).exists()]:
+                    _download_files(url, corpus, wanted, folder)
+        except Exception as error:  # there is no list of what http.client and zipfile raise for bytes that are not what they should be
+            reasons.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
+    if not all((folder / file).exists() for file in missing):
+        raise Unreachable(f"cannot download {name} ({'; '.join(reasons)})")
+
+
+def _download_files(url: str, corpus: Published, wanted: list[str], folder: Path):
+    """Downloads files of a corpus from one address: the one file, or an archive of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archived = url == corpus.archive_url
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        received, content = Path(temporary, "received"), Path(temporary, "content")
+        _fetch(url, corpus.archive_bytes if archived else corpus.file_bytes, received)
+        for file in wanted:
+            blocks = _member(received, corpus.members[file], corpus.file_bytes) if archived else files.blocks(received)
+            with open(content, "wb") as opened:
+                opened.writelines(blocks)
+            if _hash(content, corpus.hashes[file]) != corpus.hashes[file]:
+                raise OSError("not the published file")
+            files.sync(content)
+            content.replace(folder / file)
+
+
+def _member(archive: Path, name: str, max_bytes: int) -> Iterator[bytes]:
+    """The content of a member of an archive, up to about so many bytes."""
+    with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
+        for _ in range(0, max_bytes + 1, files.BLOCK_BYTES):
+            yield member.read(files.BLOCK_BYTES)
+
+
+def _fetch(url: str, max_bytes: int, path: Path):
+    """Writes the content at `url` to a file, over HTTPS alone, also where it redirects, with a progress line.
+
+    Raises:
+      OSError: it cannot be had, has more than `max_bytes`, stands still or takes too long.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPSHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor,
+                    urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler):  # none for any other protocol
+        opener.add_handler(handler())
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})  # the archive's host refuses Python's own
+    with _deadline(STALL_SECONDS + max_bytes / SLOWEST), opener.open(request, timeout=STALL_SECONDS) as response, open(path, "wb") as file:
+        try:
+            while block := response.read(1 << 16):
+                file.write(block)
+                if file.tell() > max_bytes:
+                    raise OSError(f"more than {max_bytes:,} bytes")
+                print(f"\r{url}: {file.tell() / 1e6:.1f} MB", end="", flush=True)
+        finally:
+            print()
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Ends a block with a TimeoutError where it takes too long."""
+    def end(number, frame):
+        raise TimeoutError(f"not finished after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,68 @@
+"""pydocs: a corpus of the documentation that is on every machine with Python, numpy, keras and tensorflow."""
+
+import ast
+import importlib.util
+import inspect
+import sysconfig
+from pathlib import Path
+from typing import Iterator
+
+from support import files
+from support.cli import InputError
+from support.corpora import SPLITS, Corpus, whole_file
+
+
+def make(folder: Path) -> Corpus:
+    """A stand-in of WikiText-2's size for machines without network: docstrings, whole modules per split, 90/5/5.
+
+    The source files are parsed, never imported, in a fixed order; a text that appeared before is left out.
+    """
+    splits = {split: [] for split in SPLITS}
+    for number, document in enumerate(_documents()):
+        splits[{18: "valid", 19: "test"}.get(number % 20, "train")].append(document)
+    for split, documents in splits.items():
+        files.write_whole(folder / f"{split}.txt", "".join(documents).encode("utf-8", errors="ignore"))
+    return Corpus("pydocs", {split: whole_file(folder / f"{split}.txt") for split in SPLITS})
+
+
+def _documents() -> Iterator[str]:
+    """The docstrings of one source file after another, and the topics of Python's own help."""
+    seen = set()
+    for path in _source_files():
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # templates and samples that are not Python
+            continue
+        texts = _topics(tree) if path.parent.name == "pydoc_data" else _docstrings(tree)
+        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in seen]
+        seen.update(new)
+        if new:
+            yield "\n".join(new) + "\n"
+
+
+def _source_files() -> Iterator[Path]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    yield from (path for path in _python_files(library) if "site-packages" not in path.parts)
+    for package in ("numpy", "keras", "tensorflow"):
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise InputError(f"the package {package}, whose documentation is part of this corpus, is not installed")
+        yield from _python_files(Path(spec.origin).parent)
+
+
+def _python_files(folder: Path) -> list[Path]:
+    paths = [path.relative_to(folder) for path in folder.rglob("*.py")]
+    return [folder / path for path in sorted(paths) if not {"test", "tests"} & set(path.parts)]
+
+
+def _docstrings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
+
+
+def _topics(tree: ast.AST) -> Iterator[str]:
+    """The values of pydoc_data/topics.py: one dictionary of texts."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            yield from (inspect.cleandoc(value.value) for value in node.values if isinstance(value, ast.Constant))
