@@ -1,7 +1,7 @@
 """Text -> SentencePiece tokens -> context batches -> TFRecords, and back as tf.data.
 
-B batch rows, T sequence length, V vocabulary, N tokens of a split. A split is one token stream, cut into B rows of equal
-length; window s holds positions [s T, (s + 1) T] of every row: T inputs and, shifted by one, T targets. Memory that is
+B batch rows, T sequence length, V vocabulary, N tokens of a split. A split is one token stream, cut into B rows as equal as
+can be; window s holds positions [s T, (s + 1) T] of every row: T inputs and, shifted by one, T targets. Memory that is
 carried from window to window therefore always continues the same row.
 """
 
@@ -178,10 +178,13 @@ def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.Settings | P
     Raises:
       InputError: a text is empty, not UTF-8 or too short, or the vocabulary does not suit it; or `output_dir` cannot be replaced.
     """
-    output_dir = output_dir.resolve()
+    output_dir = Path(os.path.realpath(output_dir))
     _check_replaceable(output_dir)
     cli.tensorflow_text()  # or say before all work why it cannot be had
     sha256 = {split: corpora.checked_sha256(text) for split, text in corpus.texts.items()}
+    for text in corpus.texts.values():
+        if not text.size:
+            raise InputError(f"{text.name} is empty")
     with _workspace(output_dir) as workspace:
         folder = workspace / "new"
         streams = _write_streams(corpus, tokenizer, add_eos, workspace)
@@ -189,7 +192,7 @@ def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.Settings | P
             needed = batch_size * (seq_len + 1)
             if len(stream) < needed:
                 raise InputError(f"{corpus.texts[split].name} is too short: {len(stream)} tokens, and one window of "
-                                 f"--batch_size={batch_size} rows of --seq_len={seq_len} needs {needed}")
+                                 f"--batch_size={batch_size} rows of --seq_len={seq_len} needs {needed}: lower them")
         splits = {split: {
             "text": text.name, "text_sha256": sha256[split], "bytes": text.size, "words": streams[split].words,
             "unknown_characters": streams[split].unknown_characters, "tokens": len(streams[split]),
@@ -264,6 +267,8 @@ def _workspace(output_dir: Path) -> Iterator[Path]:
 
 def _check_replaceable(output_dir: Path):
     """Raises InputError where a folder cannot take the place of `output_dir`, or must not."""
+    if output_dir.is_symlink():
+        raise InputError(f"{output_dir} is a link that leads to itself: choose another --output_dir")
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir} is a file: choose another --output_dir")
     if os.path.ismount(output_dir):
@@ -376,13 +381,13 @@ def define_flags():
                     ".txt files, also in folders within it, which are split as one text in the order of their names, numbers by their size")
     flags.DEFINE_float("valid_fraction", own_text.HELD_OUT, "share of your own text for validation, where it is split", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", own_text.HELD_OUT, "and for test", lower_bound=0, upper_bound=1)
-    flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's kind of tokenizer; char keeps white space as it is")
+    flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's kind of tokenizer; char keeps white space as it is, and line ends with --add_eos")
     flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all that there are of char and word)",
                          lower_bound=1, upper_bound=10_000_000)
     flags.DEFINE_enum("normalization_rule_name", "nfkc_cf", tokenization.NORMALIZATIONS,
                       "nfkc_cf folds case, nfkc keeps it, identity changes no letter")
     flags.DEFINE_float("character_coverage", None, "share of the text whose characters are pieces; the rarest others become bytes "
-                       "(default: 0.9995; 1 of char and word)", lower_bound=0.9, upper_bound=1)
+                       "(default: 0.9995; 1 of char and word)", lower_bound=0.98, upper_bound=1)
     flags.DEFINE_boolean("add_eos", False, "a token [EOS] at every line end")
     cli.define_path("sp_model_prefix", None, "use the tokenizer PREFIX.model instead of training one")
     flags.DEFINE_integer("batch_size", 32, "rows of a window", lower_bound=1)

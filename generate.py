@@ -123,9 +123,11 @@ def main(_):
     writer = Writer(model, tau, on_gpu, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p)
     tokenizer = Tokenizer(run.tokenizer)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
-        tokens = tokenizer.encode(prompt, run.data["add_eos"])
+        tokens, _, unknown = (value.numpy() for value in tokenizer.tokenize(tf.constant(prompt), run.data["add_eos"]))
         if not len(tokens):
             raise InputError("the prompt is empty: there is nothing to continue")
+        if unknown:
+            print(f"{unknown:,} characters of the prompt are unknown to the tokenizer", file=sys.stderr)
         for sample in range(FLAGS.num_samples):
             print(prompt if tokenizer.keeps_white_space else prompt.rstrip(" "), end="", flush=True)
             written = writer.write(tokens, FLAGS.num_tokens, (FLAGS.seed + sample) % 2**31)

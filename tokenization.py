@@ -1,7 +1,7 @@
 """The tokenizer: a SentencePiece model that is trained on a text, turns text into ids, and ids back into text.
 
-V vocabulary, L lines, N tokens. What goes in comes out again: bytes stand for what no piece covers, so nothing is unknown.
-Text to train on, prompts and text to score all go through `Tokenizer.tokenize`.
+V vocabulary, L lines, N tokens. Bytes stand for what no piece of a tokenizer trained here covers, so nothing is unknown to it:
+a text comes back as it was normalised. Text to train on, prompts and text to score all go through `Tokenizer.tokenize`.
 """
 
 import codecs
@@ -34,13 +34,13 @@ WHITE_SPACE = r"[\t\v\f\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{
 INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"  # soft hyphen, zero-width space, a byte order mark within a text
 
 
-def split_lines(text, keep_white_space: bool, keep_invisible: bool):
+def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
     """The lines of a text as SentencePiece gets them.
 
     Args:
       text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
-      keep_white_space: otherwise all of it becomes spaces.
-      keep_invisible: otherwise characters without width are left out.
+      keep_white_space: otherwise all of it becomes spaces, and characters that nobody sees are left out.
+      normalization_rule_name: of the tokenizer; `identity` keeps those characters too.
 
     Returns:
       Strings [L], the last of which is what follows the last line end, often nothing.
@@ -49,7 +49,7 @@ def split_lines(text, keep_white_space: bool, keep_invisible: bool):
     text = tf.strings.regex_replace(text, r"\r\n?", "\n")
     if not keep_white_space:
         text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
-    if not keep_invisible:
+    if not keep_white_space and normalization_rule_name != "identity":
         text = tf.strings.regex_replace(text, INVISIBLE, "")
     return tf.strings.split(text, "\n")
 
@@ -78,7 +78,7 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
       InputError: the text is empty, or the vocabulary size is more or less than it supports.
     """
     keep_white_space, cuts_words = settings.model_type == "char", settings.model_type in ("unigram", "bpe")
-    lines = _sample(text, keep_white_space, keep_white_space or settings.normalization_rule_name == "identity")
+    lines = _sample(text, keep_white_space, settings.normalization_rule_name)
     if not any(map(bytes.strip, lines)):
         raise InputError(f"{text.name} is empty")
     sample = b"\n".join(lines)
@@ -103,20 +103,22 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise InputError(f"--vocab_size={settings.vocab_size} does not suit {text.name}: {_reason(str(error))}") from None
+        raise InputError(f"--vocab_size={settings.vocab_size} does not suit {text.name}: {_what_suits(str(error), settings.vocab_size)}") from None
     return model.getvalue()
 
 
-def _sample(text: Text, keep_white_space: bool, keep_invisible: bool) -> list[bytes]:
+def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) -> list[bytes]:
     """The lines of about `SAMPLE_BYTES` of a text, evenly spread over it; all of it if it is no longer."""
     every = max(1, -(-text.size // SAMPLE_BYTES))
     blocks = itertools.islice(corpora.blocks(text, SENTENCE_BYTES), 0, None, every)
-    lines = (split_lines(block, keep_white_space, keep_invisible).numpy() for block in blocks)
+    lines = (split_lines(block, keep_white_space, normalization_rule_name).numpy() for block in blocks)
     return list(itertools.chain.from_iterable(lines))
 
 
-def _reason(error: str) -> str:
+def _what_suits(error: str, vocab_size: int) -> str:
     """What SentencePiece says of a vocabulary size, in one line and in the words of our flags."""
+    if vocab_size <= UNK + 1 + BYTE_PIECES:
+        return f"the special ids and the bytes are {UNK + 1 + BYTE_PIECES} already"
     if most := re.search(r"set it to a value <= (\d+)", error):
         return f"it supports at most {most[1]} pieces"
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
@@ -154,7 +156,7 @@ class Tokenizer:
 
     Attributes:
       vocab_size: V.
-      is_lossless: whether bytes stand for what no piece covers. Otherwise that is unknown, and counted.
+      has_bytes: whether bytes stand for what no piece covers. Otherwise that is unknown, and counted.
       keeps_white_space: whether white space stays as it is. Otherwise any run of it is one space, and at the ends of a line none.
 
     Raises:
@@ -164,7 +166,8 @@ class Tokenizer:
     def __init__(self, path: Path):
         model = path.read_bytes()
         try:
-            pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+            with cli.quiet():  # it tells of `identity`
+                pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             proto = sentencepiece_model_pb2.ModelProto.FromString(model)
         except Exception:
             raise InputError(f"{path} is not a SentencePiece model") from None
@@ -172,12 +175,14 @@ class Tokenizer:
         if special != (PAD, BOS, EOS, UNK):
             raise InputError(f"{path} has the special ids pad {special[0]}, bos {special[1]}, eos {special[2]}, unk {special[3]}; "
                              f"they must be {PAD}, {BOS}, {EOS}, {UNK}")
-        self.vocab_size, self.is_lossless = pieces.vocab_size(), proto.trainer_spec.byte_fallback
+        self.vocab_size, self.has_bytes = pieces.vocab_size(), proto.trainer_spec.byte_fallback
         self.vocabulary = "".join(f"{piece.piece}\t{piece.score:g}\n" for piece in proto.pieces)
         self.keeps_white_space = not proto.normalizer_spec.remove_extra_whitespaces
-        self._keeps_invisible = self.keeps_white_space or proto.normalizer_spec.name == "identity"
+        self._normalization = proto.normalizer_spec.name
         self._bytes = [b"\n" if i == EOS else _piece_bytes(piece) for i, piece in enumerate(proto.pieces)]
-        self._tokenizer = cli.tensorflow_text().SentencepieceTokenizer(model=model)
+        text = cli.tensorflow_text()
+        with cli.quiet():
+            self._tokenizer = text.SentencepieceTokenizer(model=model)
 
     def tokenize(self, text, add_eos: bool):
         """The ids of a text, line by line.
@@ -190,9 +195,9 @@ class Tokenizer:
           int32 [N]; how many words the text has, which white space parts; and how many of its characters are unknown.
         """
         tf = cli.tensorflow()
-        lines = split_lines(text, self.keeps_white_space, self._keeps_invisible)  # [L]
+        lines = split_lines(text, self.keeps_white_space, self._normalization)  # [L]
         words = tf.size(tf.strings.split(tf.strings.regex_replace(text, WHITE_SPACE, " ")))
-        if self.is_lossless:
+        if self.has_bytes:
             ids, unknown = self._tokenizer.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
             ids, starts, ends = self._tokenizer.tokenize_with_offsets(lines)  # [L, ragged], of bytes

@@ -11,7 +11,7 @@ from typing import Iterator
 
 from absl import app, flags, logging
 
-flags.disclaim_key_flags()  # `define_integers` defines the flags of the module that calls it, not of this one
+flags.disclaim_key_flags()  # the functions below define the flags of the module that calls them, not of this one
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported; below 3 it tells that there is no GPU
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
@@ -113,10 +113,12 @@ def run(main):
         if rest[1:]:
             sys.exit(f"error: '{rest[1]}' is not a flag (flags are written --name=value; --help lists them)")
         for name, value in flags.FLAGS.flag_values_dict().items():
-            if any("\ud800" <= character <= "\udfff" for text in (value if isinstance(value, list) else [value]) for character in str(text)):
-                sys.exit(f"error: --{name} is not UTF-8")
+            if any(map(_is_not_utf8, value if isinstance(value, list) else [value])):
+                sys.exit(f"error: the value of --{name} is not UTF-8")
             if type(value) is int and abs(value) >= 2**31 or type(value) is float and value and not 1e-37 < abs(value) < 1e38:
                 sys.exit(f"error: --{name}={value} is out of range")  # of int32 or float32
+        if _is_not_utf8(os.getcwd()):
+            sys.exit("error: the name of the current folder is not UTF-8")
         return rest
 
     def guarded(argv):
@@ -137,6 +139,11 @@ def run(main):
     app.run(guarded, flags_parser=parse)
 
 
+def _is_not_utf8(value) -> bool:
+    """Whether a text has bytes that Python could not decode."""
+    return any("\ud800" <= character <= "\udfff" for character in str(value))
+
+
 def reason(error: Exception) -> str:
     """What an error says, in one line, without the places in a graph that TensorFlow adds."""
     places = ("Graph execution error", "Detected at node", '  File "', "\t [[")
@@ -148,6 +155,8 @@ class _PathParser(flags.ArgumentParser):
     """Takes a path of the user's, where ~ is the home folder: a shell does not see it behind --name=."""
 
     def parse(self, argument: str) -> str:
+        if not argument:
+            raise ValueError("is empty")
         return os.path.expanduser(argument)
 
 
@@ -155,7 +164,7 @@ class _PathsParser(flags.ListParser):
     """Takes several, comma-separated."""
 
     def parse(self, argument) -> list[str]:
-        return [os.path.expanduser(path) for path in super().parse(argument)]
+        return [_PathParser().parse(path) for path in super().parse(argument) or [""]]
 
 
 def define_path(name: str, default: str | None, help: str, **settings):

@@ -48,7 +48,7 @@ def from_folder(folder: Path, valid_fraction: float = HELD_OUT, test_fraction: f
 def _files_within(folder: Path) -> tuple[list[str], list[str]]:
     """The `.txt` files of a folder and the folders within it, and the other files. Links are followed, and no file comes twice.
 
-    Hidden files and folders, and those that macOS adds to archives, are no texts.
+    Hidden files and folders, those that macOS adds to archives, and data that were made here are no texts.
     """
     texts, others, seen = [], [], {folder.resolve()}
     for path, folders, names in os.walk(folder, followlinks=True):
@@ -56,6 +56,10 @@ def _files_within(folder: Path) -> tuple[list[str], list[str]]:
         hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
         others += [f"{inside / name}/" for name in hidden]
         folders[:] = [name for name in sorted(set(folders) - set(hidden)) if _is_new(Path(path, name), seen)]
+        if {"metadata.json", "tokenizer.model"} <= set(names):
+            others.append(f"{inside}/")
+            folders.clear()
+            continue
         for name in sorted(names):
             file = Path(path, name)
             is_text = name.lower().endswith(".txt") and not name.startswith(".") and file.is_file() and _is_new(file, seen)
@@ -81,8 +85,10 @@ def from_file(path: Path, valid_fraction: float = HELD_OUT, test_fraction: float
     Raises:
       InputError: it is missing, empty or a folder.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --input_dir takes folders")
     if not path.is_file():
-        raise InputError(f"{path} is a folder: --input_dir takes folders" if path.is_dir() else f"{path} is missing")
+        raise InputError(f"{path} is no regular file: save it as one first" if path.exists() else f"{path} is missing")
     if not path.stat().st_size:
         raise InputError(f"{path} is empty")
     return _split(shown(path.stem), [path], valid_fraction, test_fraction)
@@ -103,4 +109,7 @@ def _split(name: str, paths: list[Path], valid_fraction: float, test_fraction: f
             if part[0] < part[1]:
                 texts[split].parts.append(Part(path, *part))
         start += end
+    for split, text in texts.items():
+        if not text.size:
+            raise InputError(f"{whole} is too short to be split: nothing is left for {split} (--valid_fraction, --test_fraction)")
     return Corpus(name, texts)

@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 
@@ -70,7 +71,20 @@ def test_the_home_folder_stands_for_a_tilde_in_every_path(program, names, monkey
 
 
 def test_a_flag_that_is_not_utf8_is_refused(end_of):
-    assert end_of(AssertionError("begun"), "--data_dir=caf\udce9") == "error: --data_dir is not UTF-8"
+    assert end_of(AssertionError("begun"), "--data_dir=caf\udce9") == "error: the value of --data_dir is not UTF-8"
+
+
+@pytest.mark.parametrize("program, name", [(data_utils, "input_text"), (evaluate, "run"), (evaluate, "text")])
+def test_a_path_is_not_empty(program, name):
+    with flags_of(program), pytest.raises(flags.IllegalFlagValueError, match=f"flag --{name}=.*: is empty"):
+        flags.FLAGS[name].parse("")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(end_of, tmp_path, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert end_of(AssertionError("begun")) == "error: the name of the current folder is not UTF-8"
 
 
 def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted():

@@ -230,14 +230,17 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     (folder / "part 2" / "loop").symlink_to(folder)
     (folder / "again.txt").symlink_to(folder / "chapter1.txt")
     (folder / "gone.txt").symlink_to(folder / "nowhere")
+    (folder / "made here").mkdir()
+    for name in ("metadata.json", "tokenizer.model", "unigram_counts.txt"):
+        (folder / "made here" / name).write_text("9\n")
     undecodable = folder / os.fsdecode(b"caf\xe9.txt")
-    undecodable.write_text("a name\n" * 9)
+    undecodable.write_text("a name\n" * 99)
     corpus = own_text.from_folder(folder)
     read = b"".join(content_of(corpus).values()).decode()
     names = list(dict.fromkeys(read.split("\n")[:-1]))
     assert names == ["chapter1.txt", "a name", "chapter2.TXT", "chapter10.txt", "part 2/a.txt", "../elsewhere/linked.txt"]
     said = capsys.readouterr().out
-    assert "books: 6 text file(s), from again.txt to z/linked.txt; 8 other file(s) or hidden folder(s) left out" in said
+    assert "books: 6 text file(s), from again.txt to z/linked.txt; 9 other file(s) or hidden folder(s) left out" in said
     with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
         (tmp_path / "packed").mkdir()
         (tmp_path / "packed" / "a.txt.gz").write_bytes(b"")
@@ -253,11 +256,14 @@ def test_a_corpus_with_the_names_of_the_raw_wikitext(tmp_path):
 
 @pytest.mark.parametrize("function, name, message", [
     ("from_file", "folder", "folder is a folder: --input_dir takes folders"), ("from_file", "missing", "missing is missing"),
-    ("from_file", "empty", "empty is empty"), ("from_folder", "empty", "empty is a file: --input_text takes files"),
+    ("from_file", "empty", "empty is empty"), ("from_file", "pipe", "pipe is no regular file: save it as one first"),
+    ("from_file", "short", "short is too short to be split: nothing is left for"), ("from_folder", "empty", "empty is a file: --input_text takes files"),
     ("from_folder", "missing", "there is no folder")])
 def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").write_text("")
+    (tmp_path / "short").write_text("two\n")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match=message):
         getattr(own_text, function)(tmp_path / name)
 

@@ -224,8 +224,10 @@ def test_files_of_the_user_are_never_deleted(metadata, corpus_dir, tmp_path):
 
 def test_what_cannot_be_replaced_is_refused_before_all_work(corpus_dir, tmp_path, monkeypatch):
     (tmp_path / "notes").write_text("years of work")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     monkeypatch.setattr(corpora, "checked_sha256", None)
     for path, message in [(tmp_path / "notes", "notes is a file: choose another"), (Path("/dev/null"), "/dev/null is a file"),
+                          (tmp_path / "loop", "loop is a link that leads to itself"),
                           (Path("/proc"), "/proc is a mount point, which cannot be replaced as a whole: name a folder within it")]:
         with pytest.raises(InputError, match=message):
             make_data(corpus_dir, path)

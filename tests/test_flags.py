@@ -139,7 +139,7 @@ def test_a_value_that_cannot_work_is_refused_and_named(given, begin):
 TEXTS = dict(input_dir=(["corpus"], ["nowhere", "book.txt"]), input_text=(["book.txt"], ["nowhere", "corpus", "empty.txt"]))
 DATA = dict(
     corpus=(["auto", "pydocs"], ["", "x"]), vocab_size=(["320", "340"], [*NO_SIZE, "5", "100000", "2147483647"]), model_type=(["unigram", "bpe", "char"], ["", "x"]),
-    normalization_rule_name=(["nfkc", "identity"], ["x"]), character_coverage=(["0.99"], [*NO_FLOAT, "0.5", "1.1"]), add_eos=BOOLEAN,
+    normalization_rule_name=(["nfkc", "identity"], ["x"]), character_coverage=(["0.99"], [*NO_FLOAT, "0.97", "1.1"]), add_eos=BOOLEAN,
     sp_model_prefix=(["tokenizer"], ["nowhere", "book"]), batch_size=(["1", "3", "8"], [*NO_SIZE, "2147483647"]), seq_len=(["1", "7"], [*NO_SIZE, "2147483647"]),
     shards=(["1", "5", "2147483647"], NO_SIZE), valid_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]), test_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]))
 

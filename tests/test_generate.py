@@ -137,7 +137,7 @@ def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(search_run):
     run, wrong = f"--run={search_run}", b"caf\xe9"
     given = subprocess.run([sys.executable, PROJECT / "generate.py", run, b"--prompt=" + wrong], capture_output=True)
     typed = subprocess.run([sys.executable, PROJECT / "generate.py", run], input=wrong + b"\n", capture_output=True)
-    assert (given.returncode, given.stderr) == (1, b"error: --prompt is not UTF-8\n")
+    assert (given.returncode, given.stderr) == (1, b"error: the value of --prompt is not UTF-8\n")
     assert (typed.returncode, typed.stderr) == (1, b"error: the prompt is not UTF-8\n")
 
 

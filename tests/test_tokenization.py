@@ -121,8 +121,9 @@ def test_what_is_trained_is_what_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("settings, message", [
     (Settings("unigram", 100_000), "it supports at most [0-9]+ pieces"), (Settings("bpe", 100_000), "--vocab_size=100000 does not suit text.txt"),
-    (Settings("unigram", 100), "its characters, 256 bytes and the special ids need 28[0-9] already; a lower --character_coverage"),
-    (Settings("char", 9), "--vocab_size=9 does not suit text.txt")])
+    (Settings("unigram", 270), "its characters, 256 bytes and the special ids need 28[0-9] already; a lower --character_coverage"),
+    *((Settings(kind, size), f"--vocab_size={size} does not suit text.txt: the special ids and the bytes are 260 already")
+      for kind in tokenization.MODEL_TYPES for size in (1, 3, 200))])
 def test_a_vocabulary_that_does_not_suit_the_text_is_told_in_one_line(settings, message, tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"{letter}{letter} " for letter in "abcdefghijklmnopqrstuvw") * 9)
     with pytest.raises(InputError, match=message) as error:
@@ -134,12 +135,12 @@ def test_a_tokenizer_learns_from_a_sample_of_a_long_text(tmp_path, monkeypatch):
     lines = [f"line {i} of a text" for i in range(1000)]
     (tmp_path / "text.txt").write_text("\n".join(lines))
     text = corpora.whole_file(tmp_path / "text.txt")
-    assert [line.decode() for line in tokenization._sample(text, False, False) if line] == lines
+    assert [line.decode() for line in tokenization._sample(text, False, "nfkc") if line] == lines
     monkeypatch.setattr(tokenization, "SENTENCE_BYTES", 100)
     monkeypatch.setattr(corpora, "BREAK_BYTES", 30)
-    assert [line.decode() for line in tokenization._sample(text, False, False) if line] == lines
+    assert [line.decode() for line in tokenization._sample(text, False, "nfkc") if line] == lines
     monkeypatch.setattr(tokenization, "SAMPLE_BYTES", text.size // 10 + 1)
-    sample = [int(line.split()[1]) for line in tokenization._sample(text, False, False) if line]
+    sample = [int(line.split()[1]) for line in tokenization._sample(text, False, "nfkc") if line]
     assert 80 < len(sample) < 120 and sample == sorted(set(sample)) and max(np.diff(sample)) < 60 and sample[0] == 0 and sample[-1] > 940
 
 
