@@ -25,6 +25,7 @@ from support.corpora import Corpus, Text
 from tokenization import PAD, Tokenizer
 
 BLOCK_BYTES = 1 << 20  # of text, about, which are tokenized at once
+WINDOWS_AT_ONCE = 16  # that are cut from a stream
 RECORD_FRAME = 16  # bytes that a TFRecord has beside its content: its length, and the checksums of both
 METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer", "splits", "sha256")  # what the readers of metadata.json need
 
@@ -88,11 +89,12 @@ class Stream:
 
     def renumber(self, new_ids: np.ndarray):
         """Gives every id a new one, of `new_ids` [V]."""
-        with files.named(self._path):
-            ids = np.memmap(self._path, np.int32, mode="r+")
+        with open(self._path, "r+b") as file:
             for part in self._parts():
-                ids[part] = new_ids[ids[part]]
-            ids.flush()
+                renumbered = new_ids[self[part]].astype(np.int32)
+                with files.named(self._path):
+                    file.write(renumbered.tobytes())
+                    file.flush()
 
     def _parts(self) -> Iterator[slice]:
         return (slice(start, start + (1 << 20)) for start in range(0, len(self), 1 << 20))
@@ -118,8 +120,10 @@ def windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[np.nd
     row = np.arange(batch_size)  # [B]
     row_start = row * shortest + np.minimum(row, longer)
     row_end = row_start + shortest + (row < longer)
-    for s in range(num_windows(len(stream), batch_size, seq_len)):
-        yield _cut(stream, row_start + s * seq_len, row_end, seq_len)
+    steps = np.arange(num_windows(len(stream), batch_size, seq_len))
+    for first in steps[::WINDOWS_AT_ONCE]:
+        s = steps[first:first + WINDOWS_AT_ONCE, None]
+        yield from _cut(stream, row_start + s * seq_len, row_end, seq_len)
 
 
 def scoring_windows(stream: np.ndarray, batch_size: int, seq_len: int, lead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -134,13 +138,14 @@ def scoring_windows(stream: np.ndarray, batch_size: int, seq_len: int, lead: int
     own = max(1, -(-(num_windows(len(stream), 1, seq_len) - lead) // batch_size))
     first = np.arange(batch_size) * own  # [B], the first window of each row
     for s in range(lead + own):
-        yield _cut(stream, (first + s) * seq_len, np.array(len(stream)), seq_len), (first == 0) | (s >= lead)
+        yield _cut(stream, (first + s) * seq_len, len(stream), seq_len), (first == 0) | (s >= lead)
 
 
 def _cut(stream, start, end, seq_len):
-    """T + 1 tokens of a stream from each of `start` [B] on, and [PAD] from `end` on: [B, T + 1]."""
-    position = start[:, None] + np.arange(seq_len + 1)  # [B, T + 1]
-    return np.where(position < end[..., None], stream[np.minimum(position, len(stream) - 1)], PAD).astype("<i4")
+    """T + 1 tokens of a stream from each of `start` [..., B] on, and [PAD] from `end` on, one or [B]: [..., B, T + 1]."""
+    position = start[..., None] + np.arange(seq_len + 1)  # [..., B, T + 1]
+    is_token = position < np.reshape(end, [-1, 1])
+    return np.where(is_token, stream[np.minimum(position, len(stream) - 1)], PAD).astype("<i4")
 
 
 def write_records(stream: np.ndarray, batch_size: int, seq_len: int, shards: int, folder: Path) -> list[Path]:

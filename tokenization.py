@@ -24,7 +24,7 @@ PAD, BOS, EOS, UNK = range(4)
 MODEL_TYPES = ("unigram", "bpe", "char", "word")  # SentencePiece's names
 NORMALIZATIONS = ("nfkc_cf", "nfkc", "identity")
 BYTE_PIECES = 256
-SAMPLE_BYTES = 32 << 20  # of a text, about, from which a tokenizer is trained
+SAMPLE_BYTES = 24 << 20  # of a text, about, from which a tokenizer is trained
 SENTENCE_BYTES = 16 << 10  # of these, about, at once
 WIKITEXT_WORDS = ("@-@", "@,@", "@.@", "<unk>")  # a hyphen, the marks within a number, a rare word: each is one piece where a text has it
 SPACE = "▁"  # how SentencePiece writes a space; in a text it is one
@@ -109,10 +109,14 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
 
 def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) -> list[bytes]:
     """The lines of about `SAMPLE_BYTES` of a text, evenly spread over it; all of it if it is no longer."""
-    every = max(1, -(-text.size // SAMPLE_BYTES))
-    blocks = itertools.islice(corpora.blocks(text, SENTENCE_BYTES), 0, None, every)
-    lines = (split_lines(block, keep_white_space, normalization_rule_name).numpy() for block in blocks)
-    return list(itertools.chain.from_iterable(lines))
+    every = -(-text.size // SAMPLE_BYTES)
+    lines = []
+    for part in text.parts:
+        for span in corpora.chunks(part, every * SENTENCE_BYTES):
+            blocks = corpora.blocks(Text(text.name, [span]), SENTENCE_BYTES)
+            for block in itertools.islice(blocks, 1 if every > 1 else None):
+                lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
+    return lines
 
 
 def _what_suits(error: str, vocab_size: int) -> str:
@@ -196,7 +200,7 @@ class Tokenizer:
         """
         tf = cli.tensorflow()
         lines = split_lines(text, self.keeps_white_space, self._normalization)  # [L]
-        words = tf.size(tf.strings.split(tf.strings.regex_replace(text, WHITE_SPACE, " ")))
+        words = _count_words(text)
         if self.has_bytes:
             ids, unknown = self._tokenizer.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
@@ -228,6 +232,15 @@ class Tokenizer:
             at_start = at_start or token == EOS
             yield text
         yield decoder.decode(b"", final=True)
+
+
+def _count_words(text):
+    """How many words a text has, which white space parts: as many as there are bytes of words behind none."""
+    tf = cli.tensorflow()
+    content = tf.io.decode_raw(tf.strings.regex_replace(text, WHITE_SPACE, " "), tf.uint8)  # [bytes]
+    is_word = tf.reduce_all(content[:, None] != tf.constant(list(b" \r\n"), tf.uint8), axis=1)  # [bytes]
+    before = tf.concat([[False], is_word[:-1]], axis=0)[:tf.size(is_word)]  # [bytes]
+    return tf.math.count_nonzero(is_word & ~before, dtype=tf.int32)
 
 
 def _piece_bytes(piece) -> bytes:

@@ -51,7 +51,7 @@ def chunks(part: Part, size: int) -> Iterator[Part]:
     """A part of a file in smaller parts of about so many bytes, each of which begins where a line does, if lines are not very long."""
     start = part.start
     while start < part.end:
-        end = part.end if start + size + BREAK_BYTES > part.end else next_break(part.path, start + size)
+        end = min(next_break(part.path, start + size), part.end) if start + size < part.end else part.end
         yield Part(part.path, start, end)
         start = end
 
@@ -112,6 +112,9 @@ def next_break(path: Path, position: int) -> int:
 
 
 def next_character(path: Path, position: int) -> int:
-    """Where a UTF-8 character begins, from a position on; the position itself where the bytes are no UTF-8."""
+    """Where a UTF-8 character begins, or the file ends, from a position on; the position itself where the bytes are no UTF-8."""
     near = b"".join(files.blocks(path, position, position + 4))
-    return position + next((offset for offset, byte in enumerate(near) if byte & 0xC0 != 0x80), 0)
+    for offset, byte in enumerate(near):
+        if byte & 0xC0 != 0x80:
+            return position + offset
+    return position + len(near) if len(near) < 4 else position
