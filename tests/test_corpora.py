@@ -270,7 +270,8 @@ def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_pat
 
 @pytest.mark.parametrize("content, message", [
     (b"fine\ncaf\xe9 au lait\n", "is not UTF-8: line 2, byte 4; iconv converts"), (gzip.compress(b"text " * 99), "is compressed: unpack it with gunzip"),
-    (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz")])
+    (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz")],
+    ids=["latin", "gzip", "xz"])
 def test_text_that_is_not_utf8_is_named(content, message, tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
