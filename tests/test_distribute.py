@@ -30,7 +30,8 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import keras
 from absl import flags
 from absl.testing import flagsaver
-import data_utils, devices, train
+import data_utils, train
+from support import devices
 strategy = devices.strategy("mirrored") if replicas > 1 else None
 for given, jit_compile in ways:
     keras.utils.set_random_seed(0)

@@ -87,7 +87,7 @@ def test_the_scripts_work_from_another_folder(project, tmp_path):
 def test_mistakes_end_in_one_line(project):
     (project / "empty.txt").write_text("")
     (project / "file").write_text("")
-    (project / "latin.txt").write_bytes(b"one\ncaf\xe9\n")
+    (project / "latin.txt").write_bytes(b"one\ncaf\xe9\n" * 99)
     (project / "short.txt").write_text("abcd abcd " * 20)
     write_corpus(project / "mine")
     for given, message in [
