@@ -5,6 +5,7 @@ a text comes back as it was normalised. Text to train on, prompts and text to sc
 """
 
 import codecs
+import copy
 import io
 import itertools
 import re
@@ -103,6 +104,8 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if not settings.vocab_size:
+            raise InputError(f"no tokenizer can be trained on {text.name}: {str(error).splitlines()[-1]}") from None
         raise InputError(f"--vocab_size={settings.vocab_size} does not suit {text.name}: {_what_suits(str(error), settings.vocab_size)}") from None
     return model.getvalue()
 
@@ -142,7 +145,7 @@ def ids_by_count(counts: np.ndarray) -> np.ndarray:
 def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
     """A SentencePiece model whose pieces have other ids, `new_ids` [V], and are otherwise the same: it cuts texts alike."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    pieces = [proto.pieces[old].__deepcopy__() for old in np.argsort(new_ids)]
+    pieces = [copy.deepcopy(proto.pieces[old]) for old in np.argsort(new_ids)]
     del proto.pieces[:]
     proto.pieces.extend(pieces)
     return proto.SerializeToString(deterministic=True)

@@ -131,6 +131,15 @@ def test_a_vocabulary_that_does_not_suit_the_text_is_told_in_one_line(settings, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+def test_a_text_that_sentencepiece_leaves_out_is_told_in_one_line(kind, tmp_path):
+    (tmp_path / "text.txt").write_text("\0\n" * 99)
+    size = 300 if kind in ("unigram", "bpe") else None
+    with pytest.raises(InputError, match="text.txt") as error:
+        tokenization.train_tokenizer(corpora.whole_file(tmp_path / "text.txt"), Settings(kind, size))
+    assert "\n" not in str(error.value)
+
+
 def test_a_tokenizer_learns_from_a_sample_of_a_long_text(tmp_path, monkeypatch):
     lines = [f"line {i} of a text" for i in range(1000)]
     (tmp_path / "text.txt").write_text("\n".join(lines))
