@@ -4,7 +4,7 @@
 # `bits_per_byte` is what the tables call bits per character. 50 epochs are about Transformer-XL's 400,000 steps. Learning rate and
 # batch are Transformer-XL's too; temperature and gradient clipping are ours.
 # Flags given here come last and win.
-source "$(dirname "${BASH_SOURCE[0]}")/../support/environment.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/enwik8-tfrecords
 [ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=enwik8 \

@@ -4,7 +4,7 @@
 # per character. 50 epochs are about Transformer-XL's 400,000 steps. Learning rate and batch are Transformer-XL's too; temperature
 # and gradient clipping are ours.
 # Flags given here come last and win.
-source "$(dirname "${BASH_SOURCE[0]}")/../support/environment.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/text8-tfrecords
 [ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=text8 \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The SuperNet at the size of the paper's experiments on WikiText-103, Transformer-XL base: 32 blocks to search where that has 16
-# layers of attention and dense. On 8 GPUs a batch of 256 rows is 32 rows for each. Flags given here come last and win
-# (but --cutoffs, which are added). Where several machines train, make the data on one of them first, by the line below.
+# layers of attention and dense. On 8 GPUs a batch of 256 rows is 32 rows for each. Flags given here come last and win.
+# Where several machines train, make the data on one of them first, by the line below.
 # Vocabulary, cutoffs and schedule are ours: the paper's vocabulary is 267,735 words.
-source "$(dirname "${BASH_SOURCE[0]}")/../support/environment.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/wikitext-103-tfrecords
 [ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=wikitext-103 --vocab_size=16000 --batch_size=256 --seq_len=192 --output_dir="$data"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # WikiText-2 by words, the task of the published tables: 33,278 different tokens with [EOS], none unknown, case kept. The perplexity
 # of this run compares with theirs. Sizes and schedule are ours: those of the default experiment, with a larger learning rate for
-# fewer epochs. Flags given here come last and win (but --cutoffs, which are added).
-source "$(dirname "${BASH_SOURCE[0]}")/../support/environment.sh"
+# fewer epochs. Flags given here come last and win.
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/wikitext-2-words-tfrecords
 [ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=wikitext-2 \

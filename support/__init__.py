@@ -1,1 +1,4 @@
-"""What no reader of the paper needs: how commands start and fail, files, texts, devices, checkpoints, pictures. It knows of no network."""
+"""What no reader of the paper needs; it knows of no network.
+
+How commands start and fail, files, texts, devices, checkpoints, pictures.
+"""

@@ -1,14 +1,18 @@
-"""Checkpoints that are complete or absent: a folder for each, named by its step, with the SHA-256 of every file in it.
+"""Checkpoints that are complete or absent.
 
-A checkpoint is written under another name and then renamed, so a process that is killed leaves the earlier ones as they were.
-What became of a file later, torn, truncated or with a bit turned, its SHA-256 tells. Nothing in a checkpoint is ever executed.
+Each is a folder, named by its step, with the SHA-256 of every file in it. A checkpoint is written
+under another name and then renamed, so a process that is killed leaves the earlier ones as they
+were. What became of a file later, torn, truncated or with a bit turned, its SHA-256 tells. Nothing
+in a checkpoint is ever executed.
 """
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
 from support import files
@@ -16,6 +20,14 @@ from support.cli import InputError
 
 HASHES = "sha256.json"
 REPLACED = ".replaced"
+
+
+def by_path(variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
+    """Keras variables as a checkpoint takes them.
+
+    It does not look into Keras' own lists of variables.
+    """
+    return {variable.path: variable.value for variable in variables}
 
 
 class Checkpoints:
@@ -30,28 +42,49 @@ class Checkpoints:
         self._folder, self._keep = folder, keep
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, rising."""
-        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
+        """The steps of the checkpoints that are there, rising.
+
+        Raises:
+          InputError: the folder is there, and cannot be read.
+        """
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(f"{self._folder} cannot be read: {error.strerror}") from None
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with the checkpoint of a step: the file and why. None if it is as it was written."""
+        """What is wrong with the checkpoint of a step: the file and why.
+
+        None if it is as it was written.
+        """
         folder = self._folder / str(step)
         try:
-            for name, sha256 in files.read_json(folder / HASHES, ["checkpoint"])["checkpoint"].items():
+            hashes = files.read_json(folder / HASHES, ["checkpoint"])["checkpoint"]
+            if not isinstance(hashes, dict) or any(map(os.path.dirname, hashes)):
+                return f"{folder / HASHES} does not tell of the files beside it"
+            for name, sha256 in hashes.items():
                 if files.sha256(folder / name) != sha256:
                     return f"{folder / name} is damaged"
+            if more := set(os.listdir(folder)) - {HASHES, *hashes}:
+                return f"{folder / HASHES} does not tell of {min(more)}"
         except InputError as error:
             return str(error)
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
 
     def save(self, state: tf.train.Checkpoint, step: int):
-        """Writes the checkpoint of a step, in place of an earlier one of that step, and removes those that are then too many.
+        """Writes the checkpoint of a step, in place of an earlier one of that step.
+
+        Those that are then too many are removed.
 
         Raises:
           OSError: it cannot be written; the earlier ones are as they were.
         """
-        folder, partial, removed = (self._folder / name for name in (str(step), "partial", "removed"))
+        folder = self._folder / str(step)
+        partial, removed = self._folder / "partial", self._folder / "removed"
         with files.named(folder):
             self._put_back()
             for rest in (partial, removed):
@@ -62,7 +95,8 @@ class Checkpoints:
                 paths = sorted(partial.iterdir())
                 for path in paths:
                     files.sync(path)
-                files.write_json(partial / HASHES, {"checkpoint": {path.name: files.sha256(path) for path in paths}})
+                hashes = {path.name: files.sha256(path) for path in paths}
+                files.write_json(partial / HASHES, {"checkpoint": hashes})
                 if folder.exists():
                     folder.rename(folder.with_suffix(REPLACED))
                 partial.rename(folder)
@@ -73,8 +107,20 @@ class Checkpoints:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
+    def shapes(self, step: int) -> dict[str, list[int]]:
+        """The weights in the checkpoint of a step, by their path."""
+        reader = tf.train.load_checkpoint(str(self._folder / str(step) / "state"))
+        shapes = {}
+        for key, shape in reader.get_variable_to_shape_map().items():
+            if key.startswith("weights/"):
+                escaped = key.split("/")[1]  # as TensorFlow writes a name: . is .., / is .S
+                shapes[escaped.replace(".S", "/").replace("..", ".")] = list(shape)
+        return shapes
+
     def restore(self, state: tf.train.Checkpoint, step: int):
-        """Gives every variable of `state` its value in the checkpoint of a step, which is not damaged.
+        """Gives every variable of `state` its value in the checkpoint of a step.
+
+        The checkpoint is not damaged.
 
         Raises:
           InputError: the checkpoint has not what `state` needs.
@@ -103,18 +149,25 @@ class Checkpoints:
             self.restore(state, step)
             return step
         if steps:
-            raise InputError(f"no checkpoint in {self._folder} can be restored: delete {self._folder.parent} to train from the start")
+            raise InputError(f"no checkpoint in {self._folder} can be restored: "
+                             f"delete {self._folder.parent} to train from the start")
 
     def _put_back(self):
-        """Puts a checkpoint back in its place if the process was killed before that which should replace it was there."""
+        """Puts a checkpoint back in its place where there is none.
+
+        The process was killed before that which should replace it was there.
+        """
         for replaced in self._folder.glob(f"*{REPLACED}"):
             if not replaced.with_suffix("").exists():
                 with contextlib.suppress(FileNotFoundError):  # another worker was quicker
                     replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
-        """The checkpoints to remove when that of `step` has been written: all but the last few, and those of later steps, which
-        were damaged or belong to a past that was lost."""
+        """The checkpoints to remove when that of `step` has been written.
+
+        They are all but the last few, and those of later steps, which were damaged or belong to a
+        past that was lost.
+        """
         steps = self.steps()
         last = steps.index(step) + 1
         return steps[:max(0, last - self._keep)] + steps[last:]

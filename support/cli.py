@@ -1,4 +1,7 @@
-"""How every command starts, and how it ends on bad input: in one line that says what is wrong, never in a traceback."""
+"""How every command starts, and how it ends on bad input.
+
+It ends in one line that says what is wrong, never in a traceback.
+"""
 
 import contextlib
 import functools
@@ -7,29 +10,46 @@ import os
 import re
 import signal
 import sys
-from typing import Iterator
+from typing import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
-flags.disclaim_key_flags()  # the functions below define the flags of the module that calls them, not of this one
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported; below 3 it tells that there is no GPU
+from support import console
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
+# The functions below define the flags of the module that calls them, not of this one.
+flags.disclaim_key_flags()
+# TensorFlow reads it when it is imported; below 3 it tells that there is no GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 
-# What ends a program from outside, by the names of the errors that Python and TensorFlow have for it.
+if hasattr(os, "sched_getaffinity"):
+    CORES = len(os.sched_getaffinity(0))  # that this process may use
+else:
+    CORES = os.cpu_count()
+
+# What ends a program from outside, by the names that Python and TensorFlow have for the errors.
 FAILURES = {
-    "MemoryError": "not enough memory", "ResourceExhaustedError": "not enough memory",
-    "DataLossError": "a file was damaged while it was in use", "NotFoundError": "a file vanished while it was in use",
-    "UnavailableError": "another worker has ended or cannot be reached: start all of them again, and they go on from the last checkpoint",
+    "MemoryError": "not enough memory",
+    "ResourceExhaustedError": "not enough memory",
+    "DataLossError": "a file was damaged while it was in use",
+    "NotFoundError": "a file vanished while it was in use",
+    "UnavailableError": "another worker has ended or cannot be reached: start all of them again, "
+                        "and they go on from the last checkpoint",
 }
 
 
+HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+
+
 class InputError(ValueError):
-    """Something the user gave cannot work; the message is one line that says what and what to do."""
+    """Something the user gave cannot work; the message is a line that says what and what to do."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """What asks the program to stop: Ctrl-C, a cluster that takes the machine away, a terminal that is closed."""
+    """What asks the program to stop.
+
+    That is Ctrl-C, a cluster that takes the machine away, or a terminal that is closed.
+    """
 
     def __init__(self, number: int):
         self.number = number
@@ -37,10 +57,14 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[list[int]]:
-    """A block that SIGINT, SIGTERM and SIGHUP do not break into: they wait in the list that it is given, or else take effect at its end."""
-    waiting = []
-    handlers = {number: signal.signal(number, lambda number, frame: waiting.append(number))
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN}
+    """A block that SIGINT, SIGTERM and SIGHUP do not break into.
+
+    They wait in the list that it is given, or else take effect at its end.
+    """
+    waiting, handlers = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            handlers[number] = signal.signal(number, lambda number, frame: waiting.append(number))
     try:
         yield waiting
     finally:
@@ -52,9 +76,14 @@ def uninterrupted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def quiet():
-    """Drops what native libraries print while they load, TensorFlow's greeting, which no setting turns off; Ctrl-C simply ends it."""
+    """Drops what native libraries print while they load; Ctrl-C simply ends it.
+
+    No setting turns TensorFlow's greeting off.
+    """
     sys.stderr.flush()
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL) if signal.getsignal(signal.SIGINT) == signal.default_int_handler else None
+    interrupt = None
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -81,7 +110,8 @@ def tensorflow_text():
     """tensorflow-text, imported when it is first used.
 
     Raises:
-      InputError: it cannot be imported, most often because it is of another minor version than TensorFlow.
+      InputError: it cannot be imported, most often because it is of another minor version than
+        TensorFlow.
     """
     version = tensorflow().__version__
     try:
@@ -98,10 +128,35 @@ def tensorflow_text():
     return tensorflow_text
 
 
+def begin(name: str, define_flags: Callable[[], None] | None = None):
+    """Begins a command, before TensorFlow is loaded, where its module is run and not imported.
+
+    Defines its flags and answers --help. Files are UTF-8, whatever the locale says.
+
+    Args:
+      name: `__name__` of the module.
+      define_flags: defines its flags; None where it has defined them.
+    """
+    if name != "__main__":
+        return
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    console.open_standard_streams()
+    if define_flags:
+        define_flags()
+    if HELP & set(sys.argv[1:]):
+        from support import flag_help
+
+        with contextlib.suppress(OSError):  # `| head` has seen enough
+            print(flag_help.help_text(sys.argv[0], sys.modules[name].__doc__))
+        sys.exit()
+
+
 def run(main):
     """Runs `main(argv)` with parsed absl flags.
 
-    Bad flags, bad input, file errors and the other `FAILURES` exit with status 1 and one line, a signal with 128 and its number.
+    Bad flags, bad input, file errors and the other `FAILURES` exit with status 1 and one line, a
+    signal with 128 and its number.
     """
 
     def parse(argv):
@@ -109,14 +164,16 @@ def run(main):
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             message = " ".join(str(error).split())
-            sys.exit("error: " + re.sub(r"^flag --(\w+)=None: .* other than None\.$", r"--\1 is missing", message))
+            missing = r"^flag --(\w+)=None: .* other than None\.$"
+            sys.exit("error: " + re.sub(missing, r"--\1 is missing", message))
         if rest[1:]:
-            sys.exit(f"error: '{rest[1]}' is not a flag (flags are written --name=value; --help lists them)")
+            sys.exit(f"error: '{rest[1]}' is not a flag "
+                     "(flags are written --name=value; --help lists them)")
         for name, value in flags.FLAGS.flag_values_dict().items():
             if any(map(_is_not_utf8, value if isinstance(value, list) else [value])):
                 sys.exit(f"error: the value of --{name} is not UTF-8")
-            if type(value) is int and abs(value) >= 2**31 or type(value) is float and value and not 1e-37 < abs(value) < 1e38:
-                sys.exit(f"error: --{name}={value} is out of range")  # of int32 or float32
+            if _is_out_of_range(value):
+                sys.exit(f"error: --{name}={value} is out of range")
         if _is_not_utf8(os.getcwd()):
             sys.exit("error: the name of the current folder is not UTF-8")
         return rest
@@ -124,6 +181,8 @@ def run(main):
     def guarded(argv):
         try:
             main(argv)
+        except BrokenPipeError:  # whoever read has seen enough
+            sys.exit(128 + signal.SIGPIPE)
         except (InputError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt as interrupt:
@@ -144,6 +203,13 @@ def _is_not_utf8(value) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in str(value))
 
 
+def _is_out_of_range(value) -> bool:
+    """Whether a value is a number that is too large, or too small, for int32 or float32."""
+    if type(value) is int:
+        return abs(value) >= 2**31
+    return type(value) is float and value != 0 and not 1e-37 < abs(value) < 1e38
+
+
 def reason(error: Exception) -> str:
     """What an error says, in one line, without the places in a graph that TensorFlow adds."""
     places = ("Graph execution error", "Detected at node", '  File "', "\t [[")
@@ -152,7 +218,10 @@ def reason(error: Exception) -> str:
 
 
 class _PathParser(flags.ArgumentParser):
-    """Takes a path of the user's, where ~ is the home folder: a shell does not see it behind --name=."""
+    """Takes a path of the user's, where ~ is the home folder.
+
+    A shell does not see it behind --name=.
+    """
 
     def parse(self, argument: str) -> str:
         if not argument:
@@ -167,6 +236,17 @@ class _PathsParser(flags.ListParser):
         return [_PathParser().parse(path) for path in super().parse(argument) or [""]]
 
 
+GROUPS: dict[str, list[str]] = {}  # the names of flags under the title of their group, in order
+
+
+@contextlib.contextmanager
+def group(title: str):
+    """The flags that are defined in this block belong together."""
+    before = set(flags.FLAGS)
+    yield
+    GROUPS[title] = [name for name in flags.FLAGS if name not in before]
+
+
 def define_path(name: str, default: str | None, help: str, **settings):
     """Defines a flag that is a path."""
     return flags.DEFINE(_PathParser(), name, default, help, **settings)
@@ -177,16 +257,23 @@ def define_paths(name: str, default: list[str] | None, help: str, **settings):
     return flags.DEFINE(_PathsParser(), name, default, help, **settings)
 
 
-def define_integers(name: str, default: str, help: str):
-    """Defines a flag of integers, comma-separated or repeated: --name=1,2 or --name=1 --name=2."""
-    holder = flags.DEFINE_multi_string(name, default, help + " (comma-separated or repeated)")
-    flags.register_validator(holder, lambda texts: integers(texts) is not None, "must be integers")
-    return holder
+class IntegersParser(flags.ListParser):
+    """Takes integers, comma-separated, or none."""
+
+    def __init__(self):
+        super().__init__()
+        self.syntactic_help = "integers, comma-separated"
+
+    def parse(self, argument) -> list[int]:
+        if not isinstance(argument, str):
+            return list(argument)
+        try:
+            return [int(text) for text in argument.split(",") if text.strip()]
+        except ValueError:
+            raise ValueError("must be integers, comma-separated") from None
 
 
-def integers(texts: list[str]) -> list[int] | None:
-    """The value of such a flag; None where it is not integers."""
-    try:
-        return [int(text) for text in ",".join(texts).split(",") if text.strip()]
-    except ValueError:
-        return None
+def define_integers(name: str, default: Sequence[int], help: str):
+    """Defines a flag of integers, comma-separated: --name=1,2."""
+    return flags.DEFINE(IntegersParser(), name, list(default), help,
+                        serializer=flags.CsvListSerializer(","))

@@ -1,4 +1,7 @@
-"""A corpus: its name, and of each split the parts of UTF-8 files that it is, read in blocks that are cut between lines."""
+"""A corpus: its name, and of each split the parts of UTF-8 files that it is.
+
+They are read in blocks that are cut between lines.
+"""
 
 import codecs
 import re
@@ -9,7 +12,10 @@ from support import files
 from support.cli import InputError
 
 SPLITS = ("train", "valid", "test")
-COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"PK\x03\x04": "unzip", b"\x28\xb5\x2f\xfd": "unzstd"}
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"PK\x03\x04": "unzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
 BREAK_BYTES = 1 << 16  # within which a text is cut at a line end, if there is one
 
 
@@ -44,21 +50,30 @@ def whole_file(path: Path) -> Text:
 
 def shown(name: str) -> str:
     """A file's name in characters that can be printed and written as UTF-8: not every name can."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+                   for character in name)
 
 
 def chunks(part: Part, size: int) -> Iterator[Part]:
-    """A part of a file in smaller parts of about so many bytes, each of which begins where a line does, if lines are not very long."""
+    """A part of a file in smaller parts of about so many bytes.
+
+    Each begins where a line does, if lines are not very long.
+    """
     start = part.start
     while start < part.end:
-        end = min(next_break(part.path, start + size), part.end) if start + size < part.end else part.end
+        end = part.end
+        if start + size < end:
+            end = min(next_break(part.path, start + size), end)
         yield Part(part.path, start, end)
         start = end
 
 
 def blocks(text: Text, size: int) -> Iterator[bytes]:
-    """The content of a text in blocks of about so many bytes, cut as `chunks` cuts. A byte order mark at the beginning of a file is
-    left out, and a last line without an end gets one."""
+    """The content of a text in blocks of about so many bytes, cut as `chunks` cuts.
+
+    A byte order mark at the beginning of a file is left out, and a last line without an end gets
+    one.
+    """
     for part in text.parts:
         file_size = part.path.stat().st_size
         for path, start, end in chunks(part, size):
@@ -112,7 +127,10 @@ def next_break(path: Path, position: int) -> int:
 
 
 def next_character(path: Path, position: int) -> int:
-    """Where a UTF-8 character begins, or the file ends, from a position on; the position itself where the bytes are no UTF-8."""
+    """Where a UTF-8 character begins, or the file ends, from a position on.
+
+    It is the position itself where the bytes are no UTF-8.
+    """
     near = b"".join(files.blocks(path, position, position + 4))
     for offset, byte in enumerate(near):
         if byte & 0xC0 != 0x80:

@@ -1,24 +1,25 @@
 # Sourced by the shell scripts: `use_python FILE...` sets PYTHON to an interpreter that has the packages of the requirement files.
-# That is the current python3 where it already has them (Colab, conda), otherwise .venv, which is made and filled once.
+#
+# That is python3 where it has them all (Colab), or else .venv. What is missing is installed once: into python3's own environment on
+# Colab and where a virtual one is active, otherwise into .venv. Where python3 has a TensorFlow that fits (a container, conda, a
+# module of a cluster), .venv builds upon it and holds only what is missing.
 
 set -euo pipefail
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+unset CDPATH PYTHONSAFEPATH # cd would print the folder; Python would not find the modules beside a program
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 fail() {
   echo "error: $*" >&2
   exit 1
 }
 
-has_packages() { # interpreter, requirement files
-  "$1" - "${@:2}" 2>/dev/null <<'EOF'
-import sys
-from importlib.metadata import version
-from packaging.requirements import Requirement
+missing() { # interpreter, requirement files; fails where the interpreter does
+  "$1" "$project/support/missing_packages.py" "${@:2}" 2>/dev/null
+}
 
-for line in (line for path in sys.argv[1:] for line in open(path) if line.strip() and not line.startswith("#")):
-    requirement = Requirement(line.strip())
-    assert requirement.specifier.contains(version(requirement.name), prereleases=True)
-EOF
+fits() { # interpreter, requirement files
+  local lacks
+  lacks=$(missing "$@") && [ -z "$lacks" ]
 }
 
 supported_python() {
@@ -29,23 +30,72 @@ supported_python() {
       return
     fi
   done
-  fail "Python 3.10 to 3.13 is needed, and python3 is $(python3 --version 2>&1 || true): install one of these"
+  local told # a version, or why python3 does not start
+  told=$(python3 -c 'import platform; print(platform.python_version())' 2>&1 | grep -E '^[0-9]|not found|Error: ' | tail -n 1)
+  fail "Python 3.10 to 3.13 is needed, and python3 says ${told:-nothing}: install one of these, or mend it"
+}
+
+is_own_environment() { # interpreter: people install into it, as on Colab or where a virtual environment is active
+  [ -n "${COLAB_RELEASE_TAG:-}" ] || "$1" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'
 }
 
 use_python() { # requirement files
+  local base log packages where venv=$project/.venv
   PYTHON=python3
-  if has_packages "$PYTHON" "$@"; then return; fi
-  PYTHON=$project/.venv/bin/python
-  if has_packages "$PYTHON" "$@"; then return; fi
+  if fits "$PYTHON" "$@"; then return; fi
+  PYTHON=$venv/bin/python
+  if fits "$PYTHON" "$@"; then return; fi
+  if [ -e "$venv" ] || [ -L "$venv" ]; then
+    "$PYTHON" -c '' 2>/dev/null || fail "$venv has no Python that starts: delete it, and run this again"
+  fi
 
-  local base log=$project/.venv/install.log packages=()
   base=$(supported_python)
-  "$base" -c 'import venv, ensurepip' 2>/dev/null ||
-    fail "$base has no venv module: install it (Debian and Ubuntu: apt install python3-venv)"
-  for file in "$@"; do packages+=(-r "$file"); done
-  if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then packages+=('tensorflow[and-cuda]'); fi
-  echo "installing TensorFlow and the other packages into .venv, once: some minutes, some GB"
-  "$base" -m venv "$project/.venv" || fail "cannot make $project/.venv: is the folder writable, is there space?"
-  "$PYTHON" -m pip install "${packages[@]}" >"$log" 2>&1 ||
-    fail "the installation failed ($(grep -i error "$log" | tail -n 1)); all of it is in $log; run this again when it is mended"
+  if [ -e "$venv" ]; then
+    where="into .venv"
+  elif needs_tensorflow "$(missing "$base" "$@")"; then
+    "$base" -c 'import venv, ensurepip' 2>/dev/null ||
+      fail "$base has no venv module: install it (Debian and Ubuntu: apt install python3-venv)"
+    make_venv "$base"
+    where="into .venv"
+  elif is_own_environment "$base"; then
+    PYTHON=$base
+    where="beside its TensorFlow"
+  else
+    make_venv "$base" --system-site-packages --without-pip
+    where="into .venv, beside the TensorFlow of $base"
+  fi
+  packages=$(missing "$PYTHON" "$@")
+  if needs_tensorflow "$packages" && nvidia-smi >/dev/null 2>&1; then packages+=$'\ntensorflow[and-cuda]'; fi
+  if needs_tensorflow "$packages"; then
+    echo "installing TensorFlow and the other packages $where, once: some minutes, some GB"
+  else
+    echo "installing $(paste -sd ' ' - <<<"$packages") $where, once"
+  fi
+  log=$(mktemp "${TMPDIR:-/tmp}/install.XXXXXX")
+  install "$packages" >"$log" 2>&1 ||
+    fail "the installation failed ($(grep -i 'error\|no module named' "$log" | tail -n 1)); all of it is in $log; run this again when it is mended"
+  fits "$PYTHON" "$@" ||
+    fail "pip ended well, but $PYTHON still lacks $(missing "$PYTHON" "$@" | paste -sd ' ' -): does a setting of pip, such as" \
+      "PIP_TARGET, PIP_PREFIX or PIP_DRY_RUN, send packages elsewhere? All that pip said is in $log"
+  rm "$log"
+}
+
+make_venv() { # interpreter, options
+  "$1" -m venv "${@:2}" "$project/.venv" || fail "cannot make $project/.venv: is the folder writable, is there space?"
+}
+
+needs_tensorflow() { # requirements, a line each
+  grep -q '^tensorflow[<>=]' <<<"$1"
+}
+
+install() { # requirements, a line each
+  if needs_tensorflow "$1"; then
+    "$PYTHON" -m pip install -r /dev/stdin <<<"$1"
+    return
+  fi
+  local text others # a TensorFlow that is there stays as it is, whatever tensorflow-text asks for
+  text=$(grep '^tensorflow-text' <<<"$1") || text=
+  others=$(grep -v '^tensorflow-text' <<<"$1") || others=
+  { [ -z "$others" ] || "$PYTHON" -m pip install -r /dev/stdin <<<"$others"; } &&
+    { [ -z "$text" ] || "$PYTHON" -m pip install --no-deps -r /dev/stdin <<<"$text"; }
 }

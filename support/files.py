@@ -1,4 +1,4 @@
-"""Files that appear as a whole or not at all, and that tell when they are no longer what was written."""
+"""Files that appear as a whole or not at all, and that tell when they have been changed."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Iterable, Iterator
@@ -14,6 +15,7 @@ from support import cli
 from support.cli import InputError
 
 BLOCK_BYTES = 1 << 20
+MOST_JSON = 1 << 26  # bytes of a JSON file
 
 
 def blocks(path: Path, start: int = 0, end: float = math.inf) -> Iterator[bytes]:
@@ -33,8 +35,30 @@ def digest(content: Iterable[bytes], name: str = "sha256") -> str:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+      InputError: it is no file, but a device or a pipe.
+    """
+    _check_regular(path)
     return digest(blocks(path))
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a file that may be a stranger's.
+
+    Raises:
+      InputError: it is no file, but a device or a pipe, or has more than `most` bytes.
+    """
+    _check_regular(path)
+    if path.stat().st_size > most:
+        raise InputError(f"{path} is larger than {most:,} bytes")
+    return path.read_bytes()
+
+
+def _check_regular(path: Path):
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path} is not a regular file")
 
 
 def write_whole(path: Path, content: bytes):
@@ -47,7 +71,9 @@ def write_whole(path: Path, content: bytes):
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(content)
+            partial.unlink(missing_ok=True)
+            with open(partial, "xb") as file:  # a new file, not one that a link leads to
+                file.write(content)
             sync(partial)
             partial.replace(path)
         finally:
@@ -56,7 +82,8 @@ def write_whole(path: Path, content: bytes):
 
 def write_json(path: Path, content: dict):
     """Writes a JSON file as a whole, with a checksum of all the rest."""
-    write_whole(path, (json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n").encode())
+    text = json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
+    write_whole(path, text.encode())
 
 
 def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
@@ -64,21 +91,35 @@ def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
 
     Raises:
       FileNotFoundError: there is no such file.
-      InputError: it is not what was written, or is another file's content, without the keys that are `needed`.
+      InputError: it is not what was written, or is another file's content, without the keys that
+        are `needed`.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path, MOST_JSON))
         if content.pop("checksum", None) != _checksum(content):
             raise ValueError("its checksum is of another content")
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
     if missing := set(needed) - content.keys():
-        raise InputError(f"{path} was written by another program, or another version of this one: it lacks {min(missing)}")
+        raise InputError(f"{path} was written by another program, or another version of this one: "
+                         f"it lacks {min(missing)}")
     return content
 
 
 def _checksum(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_own(path: Path):
+    """Raises InputError where `write_json` would replace what it has not written."""
+    if path.is_symlink() or path.exists():
+        try:
+            read_json(path)
+        except (OSError, InputError):
+            raise InputError(f"{path} is there, and was not made by this program: "
+                             "choose another file") from None
 
 
 def sync(path: Path):
@@ -88,7 +129,11 @@ def sync(path: Path):
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder for this process, until it ends or closes it. Returns False where another one has locked it."""
+    """Locks an open file or folder for this process, until it ends or closes it.
+
+    Returns:
+      False where another process has locked it.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,11 +145,15 @@ def lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Gives the errors of a block that writes, TensorFlow's too, the name of what could not be written."""
+    """Gives the errors of a block that writes the name of what could not be written.
+
+    TensorFlow's errors get it too.
+    """
     try:
         yield
     except Exception as error:
         tensorflow = sys.modules.get("tensorflow")
         if not isinstance(error, (OSError, tensorflow.errors.OpError) if tensorflow else OSError):
             raise
-        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or cli.reason(error)}") from None
+        reason = getattr(error, "strerror", None) or cli.reason(error)
+        raise OSError(f"cannot write {path}: {reason}") from None

@@ -1,6 +1,7 @@
-"""What this project draws: the probabilities of an architecture and, by `python -m support.pictures`, README's picture of a block.
+"""What this project draws: an architecture's probabilities, attention, costs, and a block.
 
-L blocks, K kinds of layer.
+L blocks, K kinds of layer, H heads, N tokens, P networks. `python -m support.pictures` draws
+README's picture of a block.
 """
 
 import functools
@@ -9,14 +10,21 @@ from typing import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib import pyplot
+from matplotlib import colors, pyplot
+
+from support import cli
 
 matplotlib.use("Agg")  # without a display
-warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a corpus' name, whose characters are boxes then
+# Of a corpus' name, whose characters are boxes then.
+warnings.filterwarnings("ignore", "Glyph .* missing from font")
 
 
 def draw_pi(axes, pi: np.ndarray, kinds: Sequence[str], title: str):
-    """Draws pi [L, K] anew: blocks across, kinds of layer down, shade and number the probability, a block's largest in bold."""
+    """Draws pi [L, K] anew.
+
+    Blocks lie across, kinds of layer down; shade and number are the probability, a block's largest
+    in bold.
+    """
     axes.clear()
     axes.imshow(pi.T, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(pi)), [str(block + 1) for block in range(len(pi))])
@@ -25,8 +33,10 @@ def draw_pi(axes, pi: np.ndarray, kinds: Sequence[str], title: str):
     axes.set_title(title, fontsize=9, parse_math=False)
     for block, probabilities in enumerate(pi):
         for kind, probability in enumerate(probabilities):
+            weight = "bold" if kind == probabilities.argmax() else "normal"
+            color = "white" if probability > 0.5 else "black"
             axes.text(block, kind, f"{probability:.2f}", ha="center", va="center", fontsize=9,
-                      weight="bold" if kind == probabilities.argmax() else "normal", color="white" if probability > 0.5 else "black")
+                      weight=weight, color=color)
 
 
 def architecture_heat_map(pi: np.ndarray, kinds: Sequence[str], title: str) -> np.ndarray:
@@ -38,8 +48,91 @@ def architecture_heat_map(pi: np.ndarray, kinds: Sequence[str], title: str) -> n
 
 @functools.cache
 def _heat_map_figure(blocks: int):
-    """The figure of all heat maps of so many blocks, and its axes: a new one each time would be garbage that Python seldom collects."""
+    """The figure of all heat maps of so many blocks, and its axes.
+
+    A new one each time would be garbage that Python seldom collects.
+    """
     return pyplot.subplots(figsize=(1.6 + 0.6 * blocks, 2.4), dpi=100, layout="constrained")
+
+
+def attention_figure(weights: np.ndarray, tokens: Sequence[str], seq_len: int, title: str):
+    """The figure of what each token of a text attends to, in each head of a block.
+
+    Args:
+      weights: [H, N, N], a row for each token that attends.
+      tokens: the text of each, N.
+      seq_len: how many tokens are read at once: a line stands where a new window begins. What lies
+        left of it and is attended to from below it is the memory.
+      title: of the figure.
+    """
+    heads, columns = len(weights), min(len(weights), 2)
+    rows, side = -(-heads // columns), max(2.4, 0.16 * len(tokens))
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(side * columns + 0.6, side * rows + 1), dpi=120, squeeze=False,
+        layout="constrained")
+    labels = [token.strip() or repr(token)[1:-1] for token in tokens]
+    for head, axes in enumerate(grid.flat):
+        if head >= heads:
+            axes.axis("off")
+            continue
+        shades = colors.PowerNorm(0.5, vmin=0, vmax=1)  # small weights show too
+        axes.imshow(weights[head], cmap="Greys", norm=shades)
+        axes.set_title(f"head {head + 1}", fontsize=8)
+        axes.set_xticks(range(len(tokens)), labels, rotation=90, fontsize=6, parse_math=False)
+        axes.set_yticks(range(len(tokens)), labels, fontsize=6, parse_math=False)
+        for start in range(seq_len, len(tokens), seq_len):
+            axes.axhline(start - 0.5, color="black", linewidth=0.5, linestyle=":")
+            axes.axvline(start - 0.5, color="black", linewidth=0.5, linestyle=":")
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.supylabel("token that attends", fontsize=8)
+    figure.supxlabel("token that is attended to", fontsize=8)
+    return figure
+
+
+def front(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Which networks no other beats, by rising cost: none has both figures as low, and one lower.
+
+    Args:
+      costs, losses: of each of P networks, [P].
+
+    Returns:
+      Their numbers.
+    """
+    chosen, least = [], np.inf
+    for number in np.lexsort([losses, costs]):
+        if losses[number] < least:
+            chosen.append(number)
+            least = losses[number]
+    return np.array(chosen, int)
+
+
+def trade_off_figure(names: Sequence[str], random: np.ndarray, losses: np.ndarray,
+                     costs: dict[str, np.ndarray], loss_name: str, title: str):
+    """The figure of what networks cost and how well they predict, a panel for each kind of cost.
+
+    Args:
+      names: of P networks.
+      random: which were picked at random, boolean [P]: they are grey.
+      losses: of each, [P].
+      costs: {name of the cost: of each network, [P]}; the front of each is drawn.
+      loss_name, title: what the figure says.
+    """
+    figure, panels = pyplot.subplots(1, len(costs), figsize=(6 * len(costs), 5), dpi=120,
+                                     sharey=True, squeeze=False, layout="constrained")
+    for axes, (cost_name, cost) in zip(panels.flat, costs.items()):
+        best = front(cost, losses)
+        axes.plot(cost[best], losses[best], color="black", linewidth=0.8, linestyle="--",
+                  drawstyle="steps-post", label="front", zorder=1)
+        axes.scatter(cost[random], losses[random], color="0.65", s=18, label="random", zorder=2)
+        axes.scatter(cost[~random], losses[~random], color="black", s=18, zorder=3)
+        for name, x, y, is_random in zip(names, cost, losses, random):
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
+                          color="0.45" if is_random else "black", parse_math=False)
+        axes.set_xlabel(cost_name)
+        axes.legend(fontsize=8)
+    panels[0, 0].set_ylabel(loss_name)
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    return figure
 
 
 def pixels(figure) -> np.ndarray:
@@ -49,20 +142,28 @@ def pixels(figure) -> np.ndarray:
 
 
 def block_diagram():
-    """A stochastic block: three branches, weighted by a Gumbel-Softmax sample. Returns the figure."""
+    """The figure of a stochastic block: three branches, weighted by a Gumbel-Softmax sample."""
     figure, axes = pyplot.subplots(figsize=(8, 4), dpi=100, layout="constrained")
     axes.set(xlim=(0, 16), ylim=(0, 8))
     axes.axis("off")
 
     def box(x, y, text, width=2.6, height=1.0, shade="0.93"):
-        axes.add_patch(pyplot.Rectangle((x - width / 2, y - height / 2), width, height, facecolor=shade, edgecolor="black"))
+        corner = (x - width / 2, y - height / 2)
+        axes.add_patch(
+            pyplot.Rectangle(corner, width, height, facecolor=shade, edgecolor="black"))
         axes.text(x, y, text, ha="center", va="center", fontsize=9)
 
     def arrow(start, end, style="-"):
-        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black", "linestyle": style, "shrinkA": 0, "shrinkB": 0})
+        axes.annotate("", end, start, arrowprops={
+            "arrowstyle": "-|>", "color": "black", "linestyle": style, "shrinkA": 0, "shrinkB": 0})
 
     box(1.2, 4.2, "input $x$", width=1.8)
-    for y, text, formula in ((6.4, "attention", "LN($x$ + attention($x$))"), (4.2, "dense", "LN($x$ + dense($x$))"), (2.0, "identity", "$x$")):
+    branches = (
+        (6.4, "attention", "LN($x$ + attention($x$))"),
+        (4.2, "dense", "LN($x$ + dense($x$))"),
+        (2.0, "identity", "$x$"),
+    )
+    for y, text, formula in branches:
         arrow((2.1, 4.2), (3.7, y))
         box(5.0, y, text, shade="0.8")
         arrow((6.3, y), (7.0, y))
@@ -74,10 +175,16 @@ def block_diagram():
     box(12.9, 4.2, "sum", width=1.0)
     arrow((13.4, 4.2), (14.0, 4.2))
     box(14.9, 4.2, "output", width=1.8)
-    box(8.6, 0.5, r"$w$ = softmax((log $\pi$ + Gumbel noise) / $\tau$),   $\pi$ = softmax($\theta$), learned with the weights", width=11.6, height=0.8)
+    box(8.6, 0.5, r"$w$ = softmax((log $\pi$ + Gumbel noise) / $\tau$),   "
+        r"$\pi$ = softmax($\theta$), learned with the weights", width=11.6, height=0.8)
     arrow((12.9, 0.9), (12.9, 3.7), "--")
     return figure
 
 
-if __name__ == "__main__":
+def main(_):
     block_diagram().savefig("docs/block.png")
+
+
+if __name__ == "__main__":
+    cli.begin(__name__)
+    cli.run(main)

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from support import files
+from support import console, files
 from support.cli import InputError
 from support.corpora import SPLITS, Corpus, Part, Text, next_character, whole_file
 
@@ -19,11 +19,12 @@ class Unreachable(InputError):
 
 
 class Published(NamedTuple):
-    """Where the files of a corpus are to be had, and how to tell that they are those that were published."""
+    """Where the files of a corpus are to be had, and what tells that they are those published."""
 
     archive_url: str
     members: dict[str, str]  # of the archive, for each file
-    hashes: dict[str, str]  # of each file, after the name of the algorithm; "git" is the SHA-1 by which git names a file
+    # Of each file, after the name of the algorithm; "git" is the SHA-1 by which git names a file.
+    hashes: dict[str, str]
     archive_bytes: int  # no fewer than the archive has
     file_bytes: int  # no fewer than a file has
     file_url: str | None = None  # of each file by itself
@@ -46,7 +47,8 @@ PUBLISHED = {
          "valid.txt": "sha1:c326ac59dc587676d58c422eb8a03e119582f92b",
          "test.txt": "sha1:8a5befc548865cec54ed4273cf87dbbad60d1e47"},
         200 << 20, 600 << 20),
-    # Mahoney 2006, Large Text Compression Benchmark: the first 10^8 bytes of a dump of Wikipedia; and a clean text, a to z alone
+    # Mahoney 2006, Large Text Compression Benchmark: the first 10^8 bytes of a dump of Wikipedia;
+    # and a clean text, a to z alone
     "enwik8": Published(
         "https://mattmahoney.net/dc/enwik8.zip", {"enwik8": "enwik8"},
         {"enwik8": "sha1:57b8363b814821dc9d47aa4d41f58733519076b2"}, 36 << 20, 100_000_000),
@@ -55,7 +57,8 @@ PUBLISHED = {
         {"text8": "md5:3bea1919949baf155f99411df5fada7e"}, 36 << 20, 100_000_000),
 }
 HELD_OUT_BYTES = 5_000_000  # of enwik8 and text8, for each of valid and test
-STALL_SECONDS, SLOWEST = 20, 50_000  # the longest that a download may stand still, and the bytes per second that it must have
+STALL_SECONDS = 20  # the longest that a download may stand still
+SLOWEST = 50_000  # the bytes per second that it must have
 
 
 def get(name: str, folder: Path) -> Corpus:
@@ -68,16 +71,21 @@ def get(name: str, folder: Path) -> Corpus:
     corpus = PUBLISHED[name]
     for file, expected in corpus.hashes.items():
         if (folder / file).exists() and _hash(folder / file, expected) != expected:
-            raise InputError(f"{folder / file} is not {name} as published: delete it to download it again, "
-                             f"or use it as your own text with --input_dir or --input_text")
+            raise InputError(
+                f"{folder / file} is not {name} as published: delete it to download it again, "
+                "or use it as your own text with --input_dir or --input_text")
     _download(name, folder, [file for file in corpus.members if not (folder / file).exists()])
     if len(corpus.members) == len(SPLITS):
         return Corpus(name, {split: whole_file(folder / f"{split}.txt") for split in SPLITS})
     path = folder / name
     size = path.stat().st_size
-    bounds = [0, *(next_character(path, size - held_out * HELD_OUT_BYTES) for held_out in (2, 1)), size]
-    parts = zip(SPLITS, bounds, bounds[1:])
-    return Corpus(name, {split: Text(f"{split} part of {name}", [Part(path, start, end)]) for split, start, end in parts})
+    train_end = next_character(path, size - 2 * HELD_OUT_BYTES)
+    valid_end = next_character(path, size - HELD_OUT_BYTES)
+    bounds = [0, train_end, valid_end, size]
+    texts = {}
+    for split, start, end in zip(SPLITS, bounds, bounds[1:]):
+        texts[split] = Text(f"{split} part of {name}", [Part(path, start, end)])
+    return Corpus(name, texts)
 
 
 def _hash(path: Path, like: str) -> str:
@@ -96,13 +104,17 @@ def _download(name: str, folder: Path, missing: list[str]):
       Unreachable: one cannot be had.
     """
     corpus, reasons = PUBLISHED[name], []
-    by_itself = {corpus.file_url.format(file=file): [file] for file in missing} if corpus.file_url else {}
+    by_itself = {}
+    if corpus.file_url:
+        by_itself = {corpus.file_url.format(file=file): [file] for file in missing}
     for source in (by_itself, {corpus.archive_url: missing}):
         try:
             for url, wanted in source.items():
                 if wanted := [file for file in wanted if not (folder / file).exists()]:
                     _download_files(url, corpus, wanted, folder)
-        except Exception as error:  # there is no list of what http.client and zipfile raise for bytes that are not what they should be
+        # There is no list of what http.client and zipfile raise for bytes that are not what they
+        # should be.
+        except Exception as error:
             reasons.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
     if not all((folder / file).exists() for file in missing):
         raise Unreachable(f"cannot download {name} ({'; '.join(reasons)})")
@@ -116,7 +128,9 @@ def _download_files(url: str, corpus: Published, wanted: list[str], folder: Path
         received, content = Path(temporary, "received"), Path(temporary, "content")
         _fetch(url, corpus.archive_bytes if archived else corpus.file_bytes, received)
         for file in wanted:
-            blocks = _member(received, corpus.members[file], corpus.file_bytes) if archived else files.blocks(received)
+            blocks = files.blocks(received)
+            if archived:
+                blocks = _member(received, corpus.members[file], corpus.file_bytes)
             with open(content, "wb") as opened:
                 opened.writelines(blocks)
             if _hash(content, corpus.hashes[file]) != corpus.hashes[file]:
@@ -133,25 +147,33 @@ def _member(archive: Path, name: str, max_bytes: int) -> Iterator[bytes]:
 
 
 def _fetch(url: str, max_bytes: int, path: Path):
-    """Writes the content at `url` to a file, over HTTPS alone, also where it redirects, with a progress line.
+    """Writes the content at `url` to a file, with a progress line.
+
+    It does so over HTTPS alone, also where it is redirected.
 
     Raises:
       OSError: it cannot be had, has more than `max_bytes`, stands still or takes too long.
     """
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPSHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor,
-                    urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler):  # none for any other protocol
+    handlers = (  # none for any other protocol
+        urllib.request.ProxyHandler, urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler)
+    for handler in handlers:
         opener.add_handler(handler())
-    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})  # the archive's host refuses Python's own
-    with _deadline(STALL_SECONDS + max_bytes / SLOWEST), opener.open(request, timeout=STALL_SECONDS) as response, open(path, "wb") as file:
+    agent = {"User-Agent": "Mozilla/5.0"}  # the archive's host refuses Python's own
+    request = urllib.request.Request(url, headers=agent)
+    print(f"downloading {url}")
+    with (_deadline(STALL_SECONDS + max_bytes / SLOWEST),
+          opener.open(request, timeout=STALL_SECONDS) as response, open(path, "wb") as file):
         try:
             while block := response.read(1 << 16):
                 file.write(block)
                 if file.tell() > max_bytes:
                     raise OSError(f"more than {max_bytes:,} bytes")
-                print(f"\r{url}: {file.tell() / 1e6:.1f} MB", end="", flush=True)
+                console.redraw(f"{file.tell() / 1e6:.1f} MB")
         finally:
-            print()
+            console.redraw("\n")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""pydocs: a corpus of the documentation that is on every machine with Python, numpy, keras and tensorflow."""
+"""pydocs: a corpus of the documentation that is on every machine with Python and TensorFlow.
+
+It is that of Python, numpy, keras and tensorflow.
+"""
 
 import ast
 import importlib.util
@@ -13,15 +16,17 @@ from support.corpora import SPLITS, Corpus, whole_file
 
 
 def make(folder: Path) -> Corpus:
-    """A stand-in of WikiText-2's size for machines without network: docstrings, whole modules per split, 90/5/5.
+    """A stand-in of WikiText-2's size for machines without network.
 
-    The source files are parsed, never imported, in a fixed order; a text that appeared before is left out.
+    It is docstrings, whole modules per split, 90/5/5. The source files are parsed, never imported,
+    in a fixed order; a text that appeared before is left out.
     """
     splits = {split: [] for split in SPLITS}
     for number, document in enumerate(_documents()):
         splits[{18: "valid", 19: "test"}.get(number % 20, "train")].append(document)
     for split, documents in splits.items():
-        files.write_whole(folder / f"{split}.txt", "".join(documents).encode("utf-8", errors="ignore"))
+        text = "".join(documents)
+        files.write_whole(folder / f"{split}.txt", text.encode("utf-8", errors="ignore"))
     return Corpus("pydocs", {split: whole_file(folder / f"{split}.txt") for split in SPLITS})
 
 
@@ -32,6 +37,8 @@ def _documents() -> Iterator[str]:
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # templates and samples that are not Python
+            continue
+        except (RecursionError, MemoryError):  # too deep for the parser
             continue
         texts = _topics(tree) if path.parent.name == "pydoc_data" else _docstrings(tree)
         new = [text for text in dict.fromkeys(texts) if text.strip() and text not in seen]
@@ -46,7 +53,8 @@ def _source_files() -> Iterator[Path]:
     for package in ("numpy", "keras", "tensorflow"):
         spec = importlib.util.find_spec(package)
         if spec is None:
-            raise InputError(f"the package {package}, whose documentation is part of this corpus, is not installed")
+            raise InputError(f"the package {package}, whose documentation is part of this corpus, "
+                             "is not installed")
         yield from _python_files(Path(spec.origin).parent)
 
 
@@ -65,4 +73,5 @@ def _topics(tree: ast.AST) -> Iterator[str]:
     """The values of pydoc_data/topics.py: one dictionary of texts."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            yield from (inspect.cleandoc(value.value) for value in node.values if isinstance(value, ast.Constant))
+            texts = [value.value for value in node.values if isinstance(value, ast.Constant)]
+            yield from map(inspect.cleandoc, texts)

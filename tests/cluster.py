@@ -11,14 +11,21 @@ import sys
 
 
 def start(workers: int, command: list[str], **settings) -> list[subprocess.Popen]:
-    """Starts a command once for each worker, with the TF_CONFIG that makes it one; `settings` are those of `Popen`."""
+    """Starts a command once for each worker, with the TF_CONFIG that makes it one.
+
+    `settings` are those of `Popen`.
+    """
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
     addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
         each.close()
-    config = {"cluster": {"worker": addresses}}
-    return [subprocess.Popen(command, env=os.environ | {"TF_CONFIG": json.dumps(config | {"task": {"type": "worker", "index": index}})}, **settings)
-            for index in range(workers)]
+    processes = []
+    for index in range(workers):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        environment = os.environ | {"TF_CONFIG": config}
+        processes.append(subprocess.Popen(command, env=environment, **settings))
+    return processes
 
 
 if __name__ == "__main__":

@@ -1,42 +1,90 @@
-"""What the tests share: a tiny corpus, the data made of it, and a search trained on them."""
+"""What the tests share: a tiny corpus, the data made of it, trainers, and a finished search."""
 
+import dataclasses
+import fcntl
 import functools
+import json
+import os
 import random
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import warm
+from tiny import BATCH_SIZE, NETWORK, SEQ_LEN, TRAINING, VOCAB_SIZE
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
 from absl import flags  # noqa: E402
 from absl.testing import flagsaver  # noqa: E402
 
 import data_utils  # noqa: E402
-import tokenization  # noqa: E402
+import export  # noqa: E402
 import train  # noqa: E402
-from support import corpora, own_text  # noqa: E402
+from support import corpora, own_text, tokenization  # noqa: E402
+from training.settings import Settings  # noqa: E402
+from training.trained_run import TrainedRun  # noqa: E402
+from training.trainer import Trainer  # noqa: E402
 
 flags.FLAGS(["train.py"])  # the defaults; a test sets its own
 
-BATCH_SIZE, SEQ_LEN, VOCAB_SIZE = 4, 8, 340
-TINY = dict(num_layers=2, d_model=8, num_heads=2, d_ffn=16, mem_len=6, cutoffs=["20,60"], epochs=2, warmup_steps=20, max_lr=0.01, log_every=7)
+TINY = NETWORK | TRAINING
+
+
+def pytest_configure(config):
+    """One server of warm processes (warm.py) for all workers of pytest; COLD=1 does without."""
+    if not hasattr(config, "workerinput") and not os.environ.get("COLD"):
+        config.warm_server = warm.start()
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "warm_server"):
+        warm.stop(config.warm_server)
+
+
+# What tells a newcomer in a minute whether all is installed and works: one way from a text to
+# results, and what needs no network. Then what takes longest, so that no worker is left with it.
+FIRST = (
+    "test_scripts.py::test_from_text_to_results", "test_files.py", "test_cli.py", "test_corpora.py",
+    "test_downloads.py", "test_cutoffs.py", "test_adaptive_softmax.py", "test_tokenization.py")
+LONGEST = (
+    "test_colab.py", "test_chaos.py", "test_distribute.py", "test_bench.py", "test_disk.py",
+    "test_train.py", "test_resume.py", "test_damage.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the tests into the order in which they are to begin."""
+
+    def place(item) -> int:
+        name = item.nodeid.split("/")[-1]
+        order = [*FIRST, *LONGEST]
+        return next((n for n, begun in enumerate(order) if name.startswith(begun)), len(order))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
 def heeded_signals():
-    """Ctrl-C interrupts and a closed terminal ends, also where pytest was started in the background, by nohup, and after a test of what comes then."""
+    """Ctrl-C interrupts and a closed terminal ends, also where pytest was started by nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# --------------------------------------------------------------------------------------------------
+# The corpus and the data
+
+
 def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
-    """A folder with train.txt, valid.txt and test.txt: a first-order Markov chain over 300 made-up words."""
+    """A folder with train.txt, valid.txt and test.txt: a Markov chain over 300 made-up words."""
     rng = random.Random(1)
-    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 7))) for _ in range(300)]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(2, 7))) for _ in range(300)]
     following = {word: rng.choices(words, k=4) for word in words}
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in zip(corpora.SPLITS, lines):
@@ -50,28 +98,109 @@ def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
     return folder
 
 
-def make_data(corpus_dir: Path, output_dir: Path, tokenizer: tokenization.Settings | Path = tokenization.Settings(vocab_size=VOCAB_SIZE), **settings):
+TOKENIZER = tokenization.Settings(vocab_size=VOCAB_SIZE)
+
+
+def make_data(corpus_dir: Path, output_dir: Path,
+              tokenizer: tokenization.Settings | Path = TOKENIZER, **settings):
     """Makes tiny data of a folder of texts."""
-    data_utils.build(own_text.from_folder(corpus_dir), output_dir, tokenizer, **dict(batch_size=BATCH_SIZE, seq_len=SEQ_LEN) | settings)
+    sizes = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN}
+    corpus = own_text.from_folder(corpus_dir)
+    data_utils.build(corpus, output_dir, tokenizer, **sizes | settings)
+
+
+def once(tmp_path_factory, name: str, fill) -> Path:
+    """A folder that `fill(folder)` fills once for all workers of pytest; no test may change it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, partial = root / name, root / f"{name}.partial"
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            fill(partial)
+            partial.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "markov")
+    """A folder of texts; not to be changed by a test."""
+    folder = once(tmp_path_factory, "corpus", lambda folder: write_corpus(folder / "markov"))
+    return folder / "markov"
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, corpus_dir):
     """Data made of the corpus; not to be changed by a test."""
-    output_dir = tmp_path_factory.mktemp("data") / "tfrecords"
-    make_data(corpus_dir, output_dir, shards=2)
-    return output_dir
+    make = functools.partial(make_data, corpus_dir, shards=2)
+    return once(tmp_path_factory, "data", lambda folder: make(folder / "tfrecords")) / "tfrecords"
 
 
-def train_in(folder: Path, **settings) -> Path:
-    """Trains a tiny network in a folder, with the given flags. Returns the folder of the run."""
-    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**TINY | settings):
+# --------------------------------------------------------------------------------------------------
+# Trainers and trainings
+
+
+def tiny_settings(**changes) -> Settings:
+    """The settings that the flags of TINY mean, with some changes."""
+    own = {"architecture": ("search",) * NETWORK["num_layers"], "cutoffs": (20, 60)}
+    no_settings = ("num_layers", "log_every")
+    of_flags = {name: value for name, value in TINY.items() if name not in no_settings}
+    return Settings(**of_flags | own | changes)
+
+
+TRAINERS = {}  # those of this process, and each of their variables with the value it has at first
+
+
+def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=None) -> Trainer:
+    """A trainer as new, but traced only once for all tests that have the same settings."""
+    same = (metadata["sha256"], dataclasses.replace(settings, max_steps=None), jit_compile,
+            keras.config.dtype_policy().name)
+    if repr(same) not in TRAINERS:
+        trainer = Trainer(data_dir, metadata, settings, jit_compile, strategy)
+        parts = tf.train.TrackableView(trainer.state).descendants()
+        variables = [part for part in parts if isinstance(part, tf.Variable)]
+        TRAINERS[repr(same)] = trainer, [(variable, variable.numpy()) for variable in variables]
+    trainer, values = TRAINERS[repr(same)]
+    for variable, value in values:
+        variable.assign(value)
+    trainer.settings, trainer._data_dir = settings, data_dir
+    trainer.last_step = min(settings.max_steps or trainer.total_steps, trainer.total_steps)
+    trainer._iterator = trainer._memory = None
+    trainer._last_look = time.monotonic()
+    return trainer
+
+
+@pytest.fixture
+def trainer_of(data_dir):
+    """A function that gives a trainer on the tiny data, with some changes of the tiny settings."""
+    def trainer(fresh=False, **changes):
+        make = Trainer if fresh else shared_trainer
+        return make(data_dir, data_utils.read_metadata(data_dir), tiny_settings(**changes))
+
+    return trainer
+
+
+def train_in(folder: Path, fresh: bool = False, **settings) -> Path:
+    """Trains a tiny network in a folder.
+
+    Args:
+      folder: where logs/ will be.
+      fresh: make a trainer of its own.
+      **settings: flags of train.py.
+
+    Returns:
+      The folder of the run.
+    """
+    flag_values = TINY | settings
+    if settings.get("architecture", "random") != "random" and "num_layers" not in settings:
+        del flag_values["num_layers"]  # the architecture says it
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**flag_values):
         patch.chdir(folder)
+        if not fresh:
+            patch.setattr(train, "Trainer", shared_trainer)
         try:
             train.main(None)
         finally:
@@ -79,8 +208,44 @@ def train_in(folder: Path, **settings) -> Path:
     return folder / "logs" / settings.get("model_name", "supernet")
 
 
+@pytest.fixture
+def run_train(data_dir, tmp_path):
+    """A function that trains with the given flags in a folder of the test's own: `train_in`."""
+    return functools.partial(train_in, tmp_path, data_dir=str(data_dir))
+
+
+@pytest.fixture(scope="session")
+def search_run(data_dir, tmp_path_factory):
+    """The folder of a finished search; not to be changed by a test."""
+    search = functools.partial(train_in, data_dir=str(data_dir))
+    return once(tmp_path_factory, "search", search) / "logs" / "supernet"
+
+
+@pytest.fixture(scope="session")
+def saved_model(search_run, tmp_path_factory):
+    """The folder of a SavedModel of that search; not to be changed by a test."""
+    def save(folder):
+        export.save(TrainedRun(search_run), None, tf.float32, folder / "par" / "1")
+
+    return once(tmp_path_factory, "export", save) / "par" / "1"
+
+
+@pytest.fixture
+def begun(search_run, tmp_path):
+    """The folder of a run that a test may go on with, or damage."""
+    return Path(shutil.copytree(search_run, tmp_path / "logs" / "supernet"))
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
 def when_called(patch, place, count, act):
-    """Lets the `count`-th call of a place in the program begin with `act()`. Returns a list that grows with each call."""
+    """Lets the `count`-th call of a place in the program begin with `act()`.
+
+    Returns:
+      A list that grows with each call.
+    """
     owner, name = place
     original, calls = getattr(owner, name), []
 
@@ -92,15 +257,3 @@ def when_called(patch, place, count, act):
 
     patch.setattr(owner, name, call)
     return calls
-
-
-@pytest.fixture
-def run_train(data_dir, tmp_path):
-    """A function that trains with the given flags in a folder of the test's own, and returns the folder of the run."""
-    return functools.partial(train_in, tmp_path, data_dir=str(data_dir))
-
-
-@pytest.fixture(scope="session")
-def search_run(data_dir, tmp_path_factory):
-    """The folder of a finished search; not to be changed by a test."""
-    return train_in(tmp_path_factory.mktemp("search"), data_dir=str(data_dir))

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them, three at a time: tests/run.sh [pytest arguments]
-source "$(dirname "${BASH_SOURCE[0]}")/../support/environment.sh"
+# The first minute tells whether the installation works.
+# COLD=1 tests/run.sh starts every Python from nothing (warm.py), which takes longer.
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt" "$project/tests/requirements.txt"
 cd "$project"
-exec "$PYTHON" -m pytest --numprocesses=3 --dist=worksteal "${@:-tests}"
+"$PYTHON" -m ruff check
+exec "$PYTHON" -m pytest --numprocesses=3 --dist=load --maxschedchunk=1 "${@:-tests}"

@@ -1,3 +1,5 @@
+"""The adaptive softmax, against a plain softmax in float64."""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,7 +19,7 @@ def plain_log_prob(layer, hidden):
 
     head = log_softmax(hidden, weights["head"])
     result = np.zeros([len(hidden), V])
-    result[:, :layer.head_size] = head[:, :layer.head_size]
+    result[:, : layer.head_size] = head[:, : layer.head_size]
     for i, (first, end) in enumerate(layer.tails):
         tail = log_softmax(hidden @ weights[f"projection_{i + 1}"], weights[f"tail_{i + 1}"])
         for y in range(first, end):
@@ -33,7 +35,13 @@ def build(cutoffs, **settings):
     return layer
 
 
-CASES = [dict(cutoffs=[]), dict(cutoffs=[5]), dict(cutoffs=[10, 25]), dict(cutoffs=[1, 2, 49], proj_factor=2), dict(cutoffs=[10, 25], proj_dims=[3, 7])]
+CASES = [
+    dict(cutoffs=[]),
+    dict(cutoffs=[5]),
+    dict(cutoffs=[10, 25]),
+    dict(cutoffs=[1, 2, 49], proj_factor=2),
+    dict(cutoffs=[10, 25], proj_dims=[3, 7]),
+]
 
 
 @pytest.mark.parametrize("static_shapes", [False, True])
@@ -47,7 +55,7 @@ def test_value_and_gradient_equal_the_plain_softmax_that_it_factorises(settings,
     assert np.allclose(np.exp(log_prob).sum(axis=1), 1)
     assert np.allclose(layer.log_prob(tf.constant(hidden, tf.float32)), log_prob, atol=1e-5)
 
-    # The plain softmax over V whose logits are these log-probabilities: its gradient by central differences.
+    # The plain softmax over V whose logits are these: its gradient by central differences.
     x = tf.constant(hidden, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -63,24 +71,38 @@ def test_value_and_gradient_equal_the_plain_softmax_that_it_factorises(settings,
     for n, d in [(0, 0), (7, 3), (29, 15), (40, 8)]:
         step = np.zeros_like(hidden)
         step[n, d] = eps
-        assert float(gradients[0][n, d]) == pytest.approx((plain_loss(hidden + step) - plain_loss(hidden - step)) / (2 * eps), abs=1e-5)
+        assert float(gradients[0][n, d]) == pytest.approx(
+            (plain_loss(hidden + step) - plain_loss(hidden - step)) / (2 * eps), abs=1e-5
+        )
     log_prob_gradients = _gradients_through_log_prob(layer, x, targets)
-    for variable, gradient, expected in zip([x, *layer.trainable_variables], gradients, log_prob_gradients):
-        assert np.allclose(tf.convert_to_tensor(gradient), expected, atol=1e-5), getattr(variable, "name", "hidden")
+    for variable, gradient, expected in zip(
+        [x, *layer.trainable_variables], gradients, log_prob_gradients
+    ):
+        assert np.allclose(tf.convert_to_tensor(gradient), expected, atol=1e-5), getattr(
+            variable, "name", "hidden"
+        )
 
 
 def _gradients_through_log_prob(layer, hidden, targets):
     with tf.GradientTape() as tape:
         tape.watch(hidden)
         loss = -tf.reduce_mean(tf.gather(layer.log_prob(hidden), targets, axis=1, batch_dims=1))
-    return [tf.convert_to_tensor(g) for g in tape.gradient(loss, [hidden, *layer.trainable_variables])]
+    return [
+        tf.convert_to_tensor(g) for g in tape.gradient(loss, [hidden, *layer.trainable_variables])
+    ]
 
 
-@pytest.mark.parametrize("shape, scale", [([5, 4, 7], 1), ([5, 4, 7], 100), ([0, 4, 7], 1), ([5, 4, 1], 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape, scale", [([5, 4, 7], 1), ([5, 4, 7], 100), ([0, 4, 7], 1), ([5, 4, 1], 1)], ids=str
+)
 def test_linear_cross_entropy_and_its_gradient_are_exact_for_any_logits(shape, scale):
     n, inputs, outputs = shape
     rng = np.random.default_rng(5)
-    x, kernel, dy = rng.normal(size=[n, inputs]), scale * rng.normal(size=[inputs, outputs]), rng.normal(size=n)
+    x, kernel, dy = (
+        rng.normal(size=[n, inputs]),
+        scale * rng.normal(size=[inputs, outputs]),
+        rng.normal(size=n),
+    )
     labels = rng.integers(0, outputs, n)
     logits = x @ kernel
     highest = logits.max(axis=1, keepdims=True)
@@ -96,7 +118,9 @@ def test_linear_cross_entropy_and_its_gradient_are_exact_for_any_logits(shape, s
         nll = linear_cross_entropy(*tensors, tf.constant(labels, tf.int32))
     gradients = tape.gradient(nll, tensors, tf.constant(dy, tf.float32))
     assert np.allclose(nll, value, rtol=1e-5, atol=1e-5)
-    assert np.allclose(gradients[0], d_logits @ kernel.T, rtol=1e-4, atol=1e-5 * scale) and np.allclose(gradients[1], x.T @ d_logits, atol=1e-4)
+    assert np.allclose(
+        gradients[0], d_logits @ kernel.T, rtol=1e-4, atol=1e-5 * scale
+    ) and np.allclose(gradients[1], x.T @ d_logits, atol=1e-4)
 
 
 def test_weight_gradients_equal_central_differences():
@@ -104,22 +128,32 @@ def test_weight_gradients_equal_central_differences():
     rng = np.random.default_rng(2)
     hidden, targets = rng.normal(size=[20, D]), rng.integers(0, V, 20)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(layer(tf.constant(hidden, tf.float32), tf.constant(targets, tf.int32)))
-    for variable, gradient in zip(layer.trainable_variables, tape.gradient(loss, layer.trainable_variables)):
+        loss = tf.reduce_mean(
+            layer(tf.constant(hidden, tf.float32), tf.constant(targets, tf.int32))
+        )
+    for variable, gradient in zip(
+        layer.trainable_variables, tape.gradient(loss, layer.trainable_variables)
+    ):
         before, direction = variable.numpy(), rng.normal(size=variable.shape)
         sides = []
         for sign in (1, -1):
             variable.assign(before + sign * 1e-3 * direction)
             sides.append(-plain_log_prob(layer, hidden)[range(20), targets].mean())
         variable.assign(before)
-        assert (gradient.numpy() * direction).sum() == pytest.approx((sides[0] - sides[1]) / 2e-3, rel=1e-3, abs=1e-4)
+        assert (gradient.numpy() * direction).sum() == pytest.approx(
+            (sides[0] - sides[1]) / 2e-3, rel=1e-3, abs=1e-4
+        )
 
 
 def test_without_cutoffs_it_is_a_softmax():
     layer = build([])
     hidden, targets = tf.random.stateless_normal([9, D], [1, 2]), tf.constant(range(9))
     logits = hidden @ layer.head[:-1] + layer.head[-1]
-    assert np.allclose(layer(hidden, targets), tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits), atol=1e-6)
+    assert np.allclose(
+        layer(hidden, targets),
+        tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits),
+        atol=1e-6,
+    )
     assert len(layer.weights) == 1
 
 
@@ -129,34 +163,68 @@ def test_it_can_start_at_the_unigram_distribution_whatever_the_hidden_vector(cut
     counts = np.random.default_rng(3).integers(0, 1000, V)
     layer.start_from(counts)
     log_prob = layer.log_prob(tf.random.stateless_normal([7, D], [1, 2])).numpy()
-    assert np.allclose(np.exp(log_prob), np.tile((counts + 1) / (counts + 1).sum(), [7, 1]), rtol=1e-5)
+    assert np.allclose(
+        np.exp(log_prob), np.tile((counts + 1) / (counts + 1).sum(), [7, 1]), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("static_shapes", [False, True])
 def test_static_shapes_have_no_size_that_depends_on_the_tokens(static_shapes):
     layer = build([10, 25], static_shapes=static_shapes)
-    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([9, D]), tf.TensorSpec([9], tf.int32)).graph
-    assert all(output.shape.is_fully_defined() for op in graph.get_operations() for output in op.outputs if output.dtype != tf.resource) == static_shapes
+    graph = (
+        tf.function(layer)
+        .get_concrete_function(tf.TensorSpec([9, D]), tf.TensorSpec([9], tf.int32))
+        .graph
+    )
+    assert (
+        all(
+            output.shape.is_fully_defined()
+            for op in graph.get_operations()
+            for output in op.outputs
+            if output.dtype != tf.resource
+        )
+        == static_shapes
+    )
 
 
-@pytest.mark.parametrize("targets", [[0, 1, 2], [11, 12, 24], [25, 49, 30]], ids=["no tail", "only the first", "only the second"])
+@pytest.mark.parametrize(
+    "targets",
+    [[0, 1, 2], [11, 12, 24], [25, 49, 30]],
+    ids=["no tail", "only the first", "only the second"],
+)
 def test_a_tail_without_tokens(targets):
     layer = build([10, 25])
     hidden = tf.random.stateless_normal([3, D], [1, 2])
     with tf.GradientTape() as tape:
         nll = layer(hidden, tf.constant(targets))
     assert np.allclose(nll, -plain_log_prob(layer, hidden.numpy())[range(3), targets], atol=1e-5)
-    assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in tape.gradient(nll, layer.trainable_variables))
+    assert all(
+        np.isfinite(tf.convert_to_tensor(gradient)).all()
+        for gradient in tape.gradient(nll, layer.trainable_variables)
+    )
 
 
 def test_tails_have_the_projected_widths():
     assert [variable.shape[1] for variable in build([10, 25]).projections] == [4, 1]
-    assert [variable.shape[1] for variable in build([10, 25], proj_dims=[5, 6]).projections] == [5, 6]
+    assert [variable.shape[1] for variable in build([10, 25], proj_dims=[5, 6]).projections] == [
+        5,
+        6,
+    ]
 
 
-@pytest.mark.parametrize("settings", [
-    dict(cutoffs=[0]), dict(cutoffs=[V]), dict(cutoffs=[10, 10]), dict(cutoffs=[20, 10]), dict(cutoffs=[-1, 10]),
-    dict(cutoffs=[10, 20], proj_dims=[4]), dict(cutoffs=[10], proj_dims=[0])], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(cutoffs=[0]),
+        dict(cutoffs=[V]),
+        dict(cutoffs=[10, 10]),
+        dict(cutoffs=[20, 10]),
+        dict(cutoffs=[-1, 10]),
+        dict(cutoffs=[10, 20], proj_dims=[4]),
+        dict(cutoffs=[10], proj_dims=[0]),
+    ],
+    ids=str,
+)
 def test_bad_cutoffs_and_widths_are_refused(settings):
     with pytest.raises(ValueError, match="cutoffs|proj_dims"):
         AdaptiveSoftmax(D, V, **settings)

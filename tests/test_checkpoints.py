@@ -1,3 +1,5 @@
+"""Checkpoints, damaged and interrupted in every way."""
+
 import random
 import shutil
 
@@ -15,7 +17,9 @@ class Killed(BaseException):
 
 
 def state(value=0.0, size=50):
-    return tf.train.Checkpoint(a=tf.Variable(tf.fill([size], float(value))), b=tf.Variable(value, dtype=tf.float64))
+    return tf.train.Checkpoint(
+        a=tf.Variable(tf.fill([size], float(value))), b=tf.Variable(value, dtype=tf.float64)
+    )
 
 
 def value_of(folder, step):
@@ -32,21 +36,36 @@ def test_a_checkpoint_comes_back_and_the_last_few_are_kept(tmp_path):
         kept.save(state(step), step)
     assert kept.steps() == [10, 200] and [kept.damage(step) for step in (10, 200)] == [None, None]
     assert value_of(tmp_path / "here", 10) == 10 and value_of(tmp_path / "here", 200) == 200
-    assert {path.name for path in (tmp_path / "here" / "10").iterdir()} == {"sha256.json", "state.index", "state.data-00000-of-00001"}
+    assert {path.name for path in (tmp_path / "here" / "10").iterdir()} == {
+        "sha256.json",
+        "state.index",
+        "state.data-00000-of-00001",
+    }
 
 
-def test_a_checkpoint_of_the_same_step_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch):
+def test_a_checkpoint_of_the_same_step_is_replaced_when_the_new_one_is_complete(
+    tmp_path, monkeypatch
+):
     kept = Checkpoints(tmp_path)
     kept.save(state(1.0), 5)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot write .*/5: No space left on device"):
-        patch.setattr(checkpoints.files, "sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="cannot write .*/5: No space left on device"),
+    ):
+        patch.setattr(
+            checkpoints.files,
+            "sync",
+            lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         kept.save(state(2.0), 5)
     assert value_of(tmp_path, 5) == 1 and kept.damage(5) is None
     kept.save(state(3.0), 5)
     assert value_of(tmp_path, 5) == 3 and [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
-def test_a_process_that_is_killed_while_it_replaces_a_checkpoint_leaves_the_earlier_one(tmp_path, monkeypatch):
+def test_a_process_that_is_killed_while_it_replaces_a_checkpoint_leaves_the_earlier_one(
+    tmp_path, monkeypatch
+):
     kept, rename = Checkpoints(tmp_path), type(tmp_path).rename
     kept.save(state(1.0), 5)
 
@@ -60,7 +79,11 @@ def test_a_process_that_is_killed_while_it_replaces_a_checkpoint_leaves_the_earl
         kept.save(state(2.0), 5)
     assert kept.steps() == []
     restored = state()
-    assert kept.restore_last(restored, print) == 5 and float(restored.b) == 1 and kept.damage(5) is None
+    assert (
+        kept.restore_last(restored, print) == 5
+        and float(restored.b) == 1
+        and kept.damage(5) is None
+    )
     kept.save(state(3.0), 5)
     assert value_of(tmp_path, 5) == 3 and [path.name for path in tmp_path.iterdir()] == ["5"]
 
@@ -89,7 +112,13 @@ def test_every_kind_of_damage_is_noticed_and_named(name, tmp_path):
     for damaged in [*torn, written + b"x", written[::-1], *(flipped() for _ in range(60))]:
         path.write_bytes(damaged)
         damage = kept.damage(1)
-        assert damage is not None and name in damage or damage is None and name == "sha256.json" and damaged.split() == written.split()
+        assert (
+            damage is not None
+            and name in damage
+            or damage is None
+            and name == "sha256.json"
+            and damaged.split() == written.split()
+        )
     path.unlink()
     assert f"{name}: No such file" in kept.damage(1)
     path.mkdir()
@@ -97,7 +126,9 @@ def test_every_kind_of_damage_is_noticed_and_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["write_json", "sync", "sha256"])
-def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_ones(failing, tmp_path, monkeypatch):
+def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_ones(
+    failing, tmp_path, monkeypatch
+):
     kept = Checkpoints(tmp_path, keep=2)
     kept.save(state(1.0), 1)
 
@@ -111,7 +142,11 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_ones(failin
             kept.save(state(2.0), 2)
     assert kept.steps() == [1] and kept.damage(1) is None and (tmp_path / "partial").exists()
     kept.save(state(2.0), 2)
-    assert kept.steps() == [1, 2] and value_of(tmp_path, 2) == 2 and not (tmp_path / "partial").exists()
+    assert (
+        kept.steps() == [1, 2]
+        and value_of(tmp_path, 2) == 2
+        and not (tmp_path / "partial").exists()
+    )
 
 
 def test_a_process_that_is_killed_while_it_removes_leaves_no_half_checkpoint(tmp_path, monkeypatch):
@@ -143,12 +178,31 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     for name in ("notes", "1x", "-1"):
         (tmp_path / name).mkdir()
     Checkpoints(tmp_path).save(state(1.0), 1)
-    assert Checkpoints(tmp_path).steps() == [1] and {path.name for path in tmp_path.iterdir()} == {"notes", "1x", "-1", "1"}
+    assert Checkpoints(tmp_path).steps() == [1] and {path.name for path in tmp_path.iterdir()} == {
+        "notes",
+        "1x",
+        "-1",
+        "1",
+    }
 
 
 def test_a_variable_of_any_kind_comes_back(tmp_path):
-    one = tf.train.Checkpoint(flag=tf.Variable(True), number=tf.Variable(7, dtype=tf.int64), empty=tf.Variable(tf.zeros([0, 3])), half=tf.Variable([1.5], dtype=tf.bfloat16))
-    other = tf.train.Checkpoint(flag=tf.Variable(False), number=tf.Variable(0, dtype=tf.int64), empty=tf.Variable(tf.zeros([0, 3])), half=tf.Variable([0.0], dtype=tf.bfloat16))
+    one = tf.train.Checkpoint(
+        flag=tf.Variable(True),
+        number=tf.Variable(7, dtype=tf.int64),
+        empty=tf.Variable(tf.zeros([0, 3])),
+        half=tf.Variable([1.5], dtype=tf.bfloat16),
+    )
+    other = tf.train.Checkpoint(
+        flag=tf.Variable(False),
+        number=tf.Variable(0, dtype=tf.int64),
+        empty=tf.Variable(tf.zeros([0, 3])),
+        half=tf.Variable([0.0], dtype=tf.bfloat16),
+    )
     Checkpoints(tmp_path).save(one, 3)
     Checkpoints(tmp_path).restore(other, 3)
-    assert bool(other.flag) and int(other.number) == 7 and np.array_equal(other.half.numpy(), one.half.numpy())
+    assert (
+        bool(other.flag)
+        and int(other.number) == 7
+        and np.array_equal(other.half.numpy(), one.half.numpy())
+    )

@@ -1,3 +1,5 @@
+"""Texts, from wherever they come."""
+
 import gzip
 import hashlib
 import io
@@ -19,24 +21,37 @@ WHOLE = "".join(f"line {number}: \u00e4\n" for number in range(100)).encode()
 
 @pytest.fixture
 def tiny_corpora(monkeypatch):
-    """The published corpora are for this test the three short texts above, one after another where they are one file."""
+    """The published corpora are the three short texts above; those of one file are `WHOLE`."""
     for name in published.PUBLISHED:
-        contents = {f"{split}.txt": text for split, text in TEXTS.items()} if "wikitext" in name else {name: WHOLE}
-        hashes = {"wikitext-2": lambda text: "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest(),
-                  "text8": lambda text: "md5:" + hashlib.md5(text).hexdigest()}
+        contents = (
+            {f"{split}.txt": text for split, text in TEXTS.items()}
+            if "wikitext" in name
+            else {name: WHOLE}
+        )
+        hashes = {
+            "wikitext-2": lambda text: (
+                "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+            ),
+            "text8": lambda text: "md5:" + hashlib.md5(text).hexdigest(),
+        }
         of = hashes.get(name, lambda text: "sha1:" + hashlib.sha1(text).hexdigest())
-        changed = published.PUBLISHED[name]._replace(hashes={file: of(text) for file, text in contents.items()})
+        changed = published.PUBLISHED[name]._replace(
+            hashes={file: of(text) for file, text in contents.items()}
+        )
         monkeypatch.setitem(published.PUBLISHED, name, changed)
 
 
 def content_of(corpus):
     """The bytes of each split."""
-    return {split: b"".join(part.path.read_bytes()[part.start:part.end] for part in text.parts) for split, text in corpus.texts.items()}
+    return {
+        split: b"".join(part.path.read_bytes()[part.start : part.end] for part in text.parts)
+        for split, text in corpus.texts.items()
+    }
 
 
 @pytest.fixture
 def internet(monkeypatch):
-    """A dictionary from address to content that stands for the network; what it lacks is unreachable."""
+    """A dictionary, from address to content, as the network; what it lacks is unreachable."""
     contents, asked = {}, []
 
     def open_(opener, request, timeout):
@@ -52,7 +67,10 @@ def internet(monkeypatch):
 
 
 def files_at(texts):
-    return {published.PUBLISHED["wikitext-2"].file_url.format(file=f"{split}.txt"): text for split, text in texts.items()}
+    return {
+        published.PUBLISHED["wikitext-2"].file_url.format(file=f"{split}.txt"): text
+        for split, text in texts.items()
+    }
 
 
 def archive_of(texts, name="wikitext-2"):
@@ -63,8 +81,11 @@ def archive_of(texts, name="wikitext-2"):
     return {published.PUBLISHED[name].archive_url: content.getvalue()}
 
 
-@pytest.mark.parametrize("source", [files_at(TEXTS), archive_of(TEXTS), files_at({"train": TEXTS["train"]}) | archive_of(TEXTS)],
-                         ids=["files", "archive", "both"])
+@pytest.mark.parametrize(
+    "source",
+    [files_at(TEXTS), archive_of(TEXTS), files_at({"train": TEXTS["train"]}) | archive_of(TEXTS)],
+    ids=["files", "archive", "both"],
+)
 def test_wikitext2_is_downloaded_once(source, tiny_corpora, internet, tmp_path):
     internet.update(source)
     corpus = published.get("wikitext-2", tmp_path / "wikitext-2")
@@ -75,7 +96,9 @@ def test_wikitext2_is_downloaded_once(source, tiny_corpora, internet, tmp_path):
     assert internet["asked"] == []
 
 
-@pytest.mark.parametrize("bad", [b"", TEXTS["train"][:-1], TEXTS["train"] + b"x", b"x" * len(TEXTS["train"])])
+@pytest.mark.parametrize(
+    "bad", [b"", TEXTS["train"][:-1], TEXTS["train"] + b"x", b"x" * len(TEXTS["train"])]
+)
 def test_a_wrong_download_is_refused_and_leaves_no_file(bad, tiny_corpora, internet, tmp_path):
     internet.update(files_at(TEXTS | {"train": bad}))
     internet.update(archive_of(TEXTS | {"train": bad}))
@@ -93,7 +116,9 @@ def test_a_wrong_local_file_is_named_and_kept(tiny_corpora, internet, tmp_path):
     assert (folder / "train.txt").read_bytes() == b"mine"
 
 
-def test_auto_falls_back_to_documentation_and_says_so(tiny_corpora, internet, tmp_path, monkeypatch, capsys):
+def test_auto_falls_back_to_documentation_and_says_so(
+    tiny_corpora, internet, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(pydocs, "_documents", lambda: iter(["some text\n"] * 40))
     assert data_utils.choose_corpus("auto", tmp_path).name == "pydocs"
     assert "NOT WikiText-2" in capsys.readouterr().err
@@ -105,17 +130,33 @@ def test_documentation_is_parsed_deduplicated_and_split_by_document(tmp_path, mo
     sources = []
     for number in range(40):
         source = tmp_path / f"module_{number:02d}.py"
-        source.write_text(f'"""Module {number}."""\nraise SystemExit  # never imported\ndef f():\n    "Common."\nclass C:\n    "Class {number}."\n')
+        source.write_text(
+            f'"""Module {number}."""\nraise SystemExit  # never imported\n'
+            f'def f():\n    "Common."\nclass C:\n    "Class {number}."\n'
+        )
         sources.append(source)
-    (tmp_path / "broken.py").write_text("def (:\n")
+    no_python = {
+        "broken": "def (:\n",
+        "deep": "a" + ".b" * 100_000,
+        "deeper": "-" * 100_000 + "1",
+        "nul": "\0",
+    }
+    for name, text in no_python.items():
+        (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "pydoc_data").mkdir()
-    (tmp_path / "pydoc_data" / "topics.py").write_text("topics = {'a': 'Topic a.', 'b': 'Topic b.'}\n")
-    monkeypatch.setattr(pydocs, "_source_files", lambda: [tmp_path / "pydoc_data" / "topics.py", tmp_path / "broken.py", *sources])
+    (tmp_path / "pydoc_data" / "topics.py").write_text(
+        "topics = {'a': 'Topic a.', 'b': 'Topic b.'}\n"
+    )
+    unreadable = [tmp_path / f"{name}.py" for name in no_python]
+    files = [tmp_path / "pydoc_data" / "topics.py", *unreadable, *sources]
+    monkeypatch.setattr(pydocs, "_source_files", lambda: files)
     corpus = pydocs.make(tmp_path / "pydocs")
     texts = {split: text.decode() for split, text in content_of(corpus).items()}
     everything = "".join(texts.values())
     assert everything.count("Common.") == 1 and "Topic a.\nTopic b.\n" in texts["train"]
-    for number in range(40):  # document 0 is topics, 1 ... 40 the modules; the 19th and 20th of every 20 are held out
+    for number in range(
+        40
+    ):  # document 0 is topics, 1 ... 40 the modules; the 19th and 20th of every 20 are held out
         split = {18: "valid", 19: "test"}.get((number + 1) % 20, "train")
         assert f"Module {number}.\n" in texts[split] and f"Class {number}.\n" in texts[split]
 
@@ -123,19 +164,31 @@ def test_documentation_is_parsed_deduplicated_and_split_by_document(tmp_path, mo
 def test_documentation_skips_tests_and_installed_packages():
     paths = [str(path) for path in pydocs._source_files()]
     assert any(path.endswith("pydoc_data/topics.py") for path in paths)
-    assert any("/tensorflow/" in path for path in paths) and any("/numpy/" in path for path in paths)
+    assert any("/tensorflow/" in path for path in paths) and any(
+        "/numpy/" in path for path in paths
+    )
     assert not any("/tests/" in path.split("/lib/python3", 1)[-1] for path in paths)
     assert len(paths) == len(set(paths))
 
 
-@pytest.mark.parametrize("text", ["one two\nthree four five\n" * 300, "no line end at all " * 900, "漢字かな交じり文" * 500, "x" * 4000],
-                         ids=["lines", "words", "cjk", "one word"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one two\nthree four five\n" * 300,
+        "no line end at all " * 900,
+        "漢字かな交じり文" * 500,
+        "x" * 4000,
+    ],
+    ids=["lines", "words", "cjk", "one word"],
+)
 def test_one_file_is_split_contiguously_at_breaks(text, tmp_path):
     (tmp_path / "mine.txt").write_text(text)
     corpus = own_text.from_file(tmp_path / "mine.txt", 0.1, 0.2)
     parts = [text.decode() for text in content_of(corpus).values()]
     assert corpus.name == "mine" and "".join(parts) == text
-    assert abs(len(parts[1]) / len(text) - 0.1) < 0.02 and abs(len(parts[2]) / len(text) - 0.2) < 0.02
+    assert (
+        abs(len(parts[1]) / len(text) - 0.1) < 0.02 and abs(len(parts[2]) / len(text) - 0.2) < 0.02
+    )
     if " " in text:
         assert all(part[-1].isspace() for part in parts)
 
@@ -150,15 +203,22 @@ def test_a_folder_takes_both_ways_of_naming(tmp_path):
 
 
 def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
-    written = {name: "".join(f"line {number} of {name}\n" for number in range(count)) for name, count in [("b.txt", 50), ("a/z.txt", 300), ("c.txt", 2), ("empty.txt", 0)]}
+    written = {
+        name: "".join(f"line {number} of {name}\n" for number in range(count))
+        for name, count in [("b.txt", 50), ("a/z.txt", 300), ("c.txt", 2), ("empty.txt", 0)]
+    }
     for name, text in written.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "notes.md").write_text("not a text")
     corpus = own_text.from_folder(tmp_path, 0.2, 0.3)
     train, valid, test = (text.decode() for text in content_of(corpus).values())
-    assert train + valid + test == "".join(written[name] for name in sorted(written)) and own_text.is_to_split(tmp_path)
-    assert abs(len(valid) / len(train + valid + test) - 0.2) < 0.01 and all(text.endswith("\n") for text in (train, valid, test))
+    assert train + valid + test == "".join(
+        written[name] for name in sorted(written)
+    ) and own_text.is_to_split(tmp_path)
+    assert abs(len(valid) / len(train + valid + test) - 0.2) < 0.01 and all(
+        text.endswith("\n") for text in (train, valid, test)
+    )
     (tmp_path / "test.txt").write_text("x\n")
     with pytest.raises(InputError, match="holds no train.txt, wiki.train.tokens or wiki.train.raw"):
         own_text.from_folder(tmp_path)
@@ -168,43 +228,70 @@ def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 10_000])
-@pytest.mark.parametrize("text", ["\ufeffone two\r\n\nthree\nfour", "ä ö ü\n" * 50, "漢字" * 300, "x" * 500 + "\n"], ids=["mixed", "umlauts", "cjk", "one word"])
+@pytest.mark.parametrize(
+    "text",
+    ["\ufeffone two\r\n\nthree\nfour", "ä ö ü\n" * 50, "漢字" * 300, "x" * 500 + "\n"],
+    ids=["mixed", "umlauts", "cjk", "one word"],
+)
 def test_chunks_are_the_part_and_their_lines_its_lines(text, size, tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
-    part, = corpora.whole_file(path).parts
+    (part,) = corpora.whole_file(path).parts
     monkeypatch.setattr(corpora, "BREAK_BYTES", 12)
     chunks = list(corpora.chunks(part, size))
-    assert [chunk.start for chunk in chunks[1:]] == [chunk.end for chunk in chunks[:-1]] and (chunks[0].start, chunks[-1].end) == part[1:]
+    assert [chunk.start for chunk in chunks[1:]] == [chunk.end for chunk in chunks[:-1]] and (
+        chunks[0].start,
+        chunks[-1].end,
+    ) == part[1:]
     assert len(chunks) > 1 or size + 12 > len(text.encode())
     blocks = list(corpora.blocks(corpora.whole_file(path), size))
-    assert len(blocks) == len(chunks) and b"".join(blocks) == (text.removeprefix("\ufeff").removesuffix("\n") + "\n").encode()
+    assert (
+        len(blocks) == len(chunks)
+        and b"".join(blocks) == (text.removeprefix("\ufeff").removesuffix("\n") + "\n").encode()
+    )
     for block in blocks:
         block.decode()
-        assert size >= 12 or "one two" not in text or block.endswith((b"\n", b"\r\n", b" ")) or len(block) < 12
+        assert (
+            size >= 12
+            or "one two" not in text
+            or block.endswith((b"\n", b"\r\n", b" "))
+            or len(block) < 12
+        )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 def test_no_block_ends_within_a_line_end(size, tmp_path):
     (tmp_path / "text.txt").write_bytes(b"a\r\nb\rc\nd\r\n\r\r\ne")
-    assert not [block for block in list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))[1:] if block.startswith(b"\n")]
+    assert not [
+        block
+        for block in list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))[1:]
+        if block.startswith(b"\n")
+    ]
 
 
 def test_wikitext_103_is_downloaded_once_from_its_archive(tiny_corpora, internet, tmp_path):
     internet.update(archive_of(TEXTS, "wikitext-103"))
     corpus = data_utils.choose_corpus("wikitext-103", tmp_path)
-    assert corpus.name == "wikitext-103" and content_of(corpus) == TEXTS and internet["asked"] == ["https://wikitext.smerity.com/wikitext-103-v1.zip"]
+    assert (
+        corpus.name == "wikitext-103"
+        and content_of(corpus) == TEXTS
+        and internet["asked"] == ["https://wikitext.smerity.com/wikitext-103-v1.zip"]
+    )
     (tmp_path / "wikitext-103" / "valid.txt").write_bytes(b"mine")
     with pytest.raises(InputError, match="valid.txt is not wikitext-103 as published"):
         data_utils.choose_corpus("wikitext-103", tmp_path)
     (tmp_path / "wikitext-103" / "valid.txt").unlink()
     internet.update(archive_of(TEXTS | {"valid": b"torn"}, "wikitext-103"))
-    with pytest.raises(published.Unreachable, match="cannot download wikitext-103 .*not the published file"):
+    with pytest.raises(
+        published.Unreachable, match="cannot download wikitext-103 .*not the published file"
+    ):
         data_utils.choose_corpus("wikitext-103", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
-def test_a_corpus_of_one_file_is_split_by_bytes_between_characters(name, tiny_corpora, internet, tmp_path, monkeypatch):
+def test_a_corpus_of_one_file_is_split_by_bytes_between_characters(
+    name, tiny_corpora, internet, tmp_path, monkeypatch
+):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr(name, WHOLE)
@@ -212,18 +299,33 @@ def test_a_corpus_of_one_file_is_split_by_bytes_between_characters(name, tiny_co
     monkeypatch.setattr(published, "HELD_OUT_BYTES", 50)
     texts = content_of(data_utils.choose_corpus(name, tmp_path))
     assert list(texts) == ["train", "valid", "test"] and b"".join(texts.values()) == WHOLE
-    assert 47 <= len(texts["test"]) <= 50 and 47 <= len(texts["valid"]) <= 53 and all(text.decode() for text in texts.values())
+    assert (
+        47 <= len(texts["test"]) <= 50
+        and 47 <= len(texts["valid"]) <= 53
+        and all(text.decode() for text in texts.values())
+    )
     (tmp_path / name / name).write_bytes(WHOLE[:-1])
     with pytest.raises(InputError, match=f"{name} is not {name} as published"):
         data_utils.choose_corpus(name, tmp_path)
 
 
 def test_a_folder_of_real_people(tmp_path, capsys):
-    """Hidden and resource files, links, endings in capitals, numbers, and names that are no text."""
+    """Hidden and resource files, links, endings in capitals, numbers, names that are no text."""
     folder = tmp_path / "books"
     (tmp_path / "elsewhere").mkdir()
-    for name in ("chapter10.txt", "chapter2.TXT", "chapter1.txt", ".hidden.txt", "._chapter1.txt", "notes.md", "old.txt.gz",
-                 ".ipynb_checkpoints/chapter1-checkpoint.txt", "__MACOSX/._a.txt", "part 2/a.txt", "../elsewhere/linked.txt"):
+    for name in (
+        "chapter10.txt",
+        "chapter2.TXT",
+        "chapter1.txt",
+        ".hidden.txt",
+        "._chapter1.txt",
+        "notes.md",
+        "old.txt.gz",
+        ".ipynb_checkpoints/chapter1-checkpoint.txt",
+        "__MACOSX/._a.txt",
+        "part 2/a.txt",
+        "../elsewhere/linked.txt",
+    ):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(f"{name}\n" * 9)
     (folder / "z").symlink_to(tmp_path / "elsewhere")
@@ -238,9 +340,19 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     corpus = own_text.from_folder(folder)
     read = b"".join(content_of(corpus).values()).decode()
     names = list(dict.fromkeys(read.split("\n")[:-1]))
-    assert names == ["chapter1.txt", "a name", "chapter2.TXT", "chapter10.txt", "part 2/a.txt", "../elsewhere/linked.txt"]
+    assert names == [
+        "chapter1.txt",
+        "a name",
+        "chapter2.TXT",
+        "chapter10.txt",
+        "part 2/a.txt",
+        "../elsewhere/linked.txt",
+    ]
     said = capsys.readouterr().out
-    assert "books: 6 text file(s), from again.txt to z/linked.txt; 9 other file(s) or hidden folder(s) left out" in said
+    assert (
+        "books: 6 text file(s), from again.txt to z/linked.txt; "
+        "9 other file(s) or hidden folder(s) left out" in said
+    )
     with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
         (tmp_path / "packed").mkdir()
         (tmp_path / "packed" / "a.txt.gz").write_bytes(b"")
@@ -251,14 +363,23 @@ def test_a_folder_of_real_people(tmp_path, capsys):
 def test_a_corpus_with_the_names_of_the_raw_wikitext(tmp_path):
     for split in corpora.SPLITS:
         (tmp_path / f"wiki.{split}.raw").write_text(split)
-    assert content_of(own_text.from_folder(tmp_path)) == {split: split.encode() for split in corpora.SPLITS}
+    assert content_of(own_text.from_folder(tmp_path)) == {
+        split: split.encode() for split in corpora.SPLITS
+    }
 
 
-@pytest.mark.parametrize("function, name, message", [
-    ("from_file", "folder", "folder is a folder: --input_dir takes folders"), ("from_file", "missing", "missing is missing"),
-    ("from_file", "empty", "empty is empty"), ("from_file", "pipe", "pipe is no regular file: save it as one first"),
-    ("from_file", "short", "short is too short to be split: nothing is left for"), ("from_folder", "empty", "empty is a file: --input_text takes files"),
-    ("from_folder", "missing", "there is no folder")])
+@pytest.mark.parametrize(
+    "function, name, message",
+    [
+        ("from_file", "folder", "folder is a folder: --input_dir takes folders"),
+        ("from_file", "missing", "missing is missing"),
+        ("from_file", "empty", "empty is empty"),
+        ("from_file", "pipe", "pipe is no regular file: save it as one first"),
+        ("from_file", "short", "short is too short to be split: nothing is left for"),
+        ("from_folder", "empty", "empty is a file: --input_text takes files"),
+        ("from_folder", "missing", "there is no folder"),
+    ],
+)
 def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").write_text("")
@@ -268,10 +389,16 @@ def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_pat
         getattr(own_text, function)(tmp_path / name)
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"fine\ncaf\xe9 au lait\n", "is not UTF-8: line 2, byte 4; iconv converts"), (gzip.compress(b"text " * 99), "is compressed: unpack it with gunzip"),
-    (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz")],
-    ids=["latin", "gzip", "xz"])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"fine\ncaf\xe9 au lait\n", "is not UTF-8: line 2, byte 4; iconv converts"),
+        (b"fine\n" * 300_000 + b"caf\xe9\n", "is not UTF-8: line 300001, byte 4; iconv converts"),
+        (gzip.compress(b"text " * 99), "is compressed: unpack it with gunzip"),
+        (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz"),
+    ],
+    ids=["latin", "latin behind a block", "gzip", "xz"],
+)
 def test_text_that_is_not_utf8_is_named(content, message, tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
@@ -281,4 +408,7 @@ def test_text_that_is_not_utf8_is_named(content, message, tmp_path):
 
 def test_the_hash_is_of_the_bytes(tmp_path):
     (tmp_path / "text.txt").write_bytes("\ufeffä\r\n".encode() * 99 + b"end")
-    assert corpora.checked_sha256(corpora.whole_file(tmp_path / "text.txt")) == hashlib.sha256((tmp_path / "text.txt").read_bytes()).hexdigest()
+    assert (
+        corpora.checked_sha256(corpora.whole_file(tmp_path / "text.txt"))
+        == hashlib.sha256((tmp_path / "text.txt").read_bytes()).hexdigest()
+    )

@@ -5,84 +5,91 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import chaos
 import cluster
 import numpy as np
 import pytest
+import tiny
+import warm
 from conftest import PROJECT
 
 from support.cli import InputError
 
-FLAGS = ["--d_model=8", "--num_heads=2", "--d_ffn=16", "--num_layers=2", "--mem_len=6", "--cutoffs=20,60", "--max_lr=0.01", "--warmup_steps=20"]
-PLAIN = ["--dropout_rate=0"]
-CLIPPED = ["--dropout_rate=0.2", "--opt_name=sgd", "--max_lr=3", "--clipnorm=0.1"]
-ALTERNATING = ["--dropout_rate=0", "--search=alternating", "--arch_share=0.5", "--gumbel_per_row", "--latency_weight=0.1"]
-MIRRORED = """
-import json
-import sys
-from pathlib import Path
-import tensorflow as tf
-data_dir, replicas, ways = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * replicas)
-import keras
-from absl import flags
-from absl.testing import flagsaver
-import data_utils, train
-from support import devices
-strategy = devices.strategy("mirrored") if replicas > 1 else None
-for given, jit_compile in ways:
-    keras.utils.set_random_seed(0)
-    with flagsaver.flagsaver():
-        flags.FLAGS(["train.py", *given])
-        trainer = train.Trainer(data_dir, data_utils.read_metadata(data_dir), jit_compile, strategy)
-        trainer.state.latency.assign([3.0, 2.0, 1.0])
-        losses = [trainer.train(1) and trainer.end_line()[0] for _ in range(100)]
-        valid = trainer.evaluate("valid", lambda: None)["loss"]
-    trainer.complete_state()
-    print(json.dumps([[*losses, valid], [*trainer.model.pi().ravel().tolist(), float(abs(trainer.state.memory.numpy()).sum())], trainer.step]))
-"""
+NETWORK = tiny.NETWORK | {"num_layers": 1, "cutoffs": ""}
+FLAGS = tiny.as_flags(**NETWORK, max_lr=0.01, warmup_steps=20)
+ONE_BLOCK = {
+    "architecture": ["search"], "d_model": 8, "num_heads": 2, "d_ffn": 16, "mem_len": 6,
+    "cutoffs": [20, 60], "max_lr": 0.01, "warmup_steps": 20}
+PLAIN = ONE_BLOCK | {"dropout_rate": 0.0}
+CLIPPED = ONE_BLOCK | {"dropout_rate": 0.2, "opt_name": "sgd", "max_lr": 3.0, "clipnorm": 0.1}
+HALVES = CLIPPED | {"accumulate": 2}
+ALTERNATING = PLAIN | {
+    "search": "alternating", "arch_share": 0.5, "gumbel_per_row": True, "latency_weight": 0.1}
 
 
 def mirrored(data_dir, replicas, *ways):
-    """Losses, and what the state is like, after training with so many replicas in some ways: flags, and whether to compile."""
-    arguments = [str(data_dir), str(replicas), json.dumps([([*FLAGS, "--num_layers=1", *given], jit_compile) for given, jit_compile in ways])]
-    done = subprocess.run([sys.executable, "-c", MIRRORED, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    """Losses, and what the state is like, after training with so many replicas in some ways.
+
+    A way is changes of the settings, and whether to compile.
+    """
+    program = PROJECT / "tests" / "programs" / "mirrored.py"
+    done = subprocess.run(
+        [*warm.PYTHON, program, data_dir, str(replicas), json.dumps(ways)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
 def test_replicas_and_accumulation_train_as_one_replica(data_dir):
-    plain, clipped, compiled_halves, alternating = mirrored(data_dir, 1, (PLAIN, False), (CLIPPED, False), ([*CLIPPED, "--accumulate=2"], True), (ALTERNATING, False))
-    two, two_compiled, two_halves = mirrored(data_dir, 2, (PLAIN, False), (PLAIN, True), ([*CLIPPED, "--accumulate=2"], False))
-    four, four_alternating = mirrored(data_dir, 4, (PLAIN, False), (ALTERNATING, False))
-    for one, *others in ([plain, two, two_compiled, four], [clipped, compiled_halves, two_halves], [alternating, four_alternating]):
+    plain, clipped, compiled_halves, alternating = mirrored(
+        data_dir, 1, (PLAIN, False), (CLIPPED, False), (HALVES, True), (ALTERNATING, False))
+    two_compiled, two_halves = mirrored(data_dir, 2, (PLAIN, True), (HALVES, False))
+    four_alternating, = mirrored(data_dir, 4, (ALTERNATING, False))
+    for one, *others in (
+            [plain, two_compiled], [clipped, compiled_halves, two_halves],
+            [alternating, four_alternating]):
         losses, state, step = one
-        assert np.mean(losses[:20]) - np.mean(losses[80:100]) > 0.05 and step == 100
+        assert np.mean(losses[:4]) - np.mean(losses[16:20]) > 0.05 and step == 100
         for other in others:
-            assert other == [pytest.approx(losses, rel=1e-5), pytest.approx(state, rel=1e-4), 100]
+            assert other == [
+                pytest.approx(losses, rel=1e-5), pytest.approx(state, rel=1e-4), 100]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Several processes, over loopback
 
-TRAIN = [sys.executable, str(PROJECT / "train.py"), "--model_name=run", "--log_every=1", "--epochs=1", "--dropout_rate=0.2", *FLAGS]
+TRAIN = [
+    *warm.PYTHON, str(PROJECT / "train.py"), "--model_name=run", "--log_every=1", "--epochs=1",
+    "--dropout_rate=0.2", *FLAGS]
 
 
 def start(workers, folder, *given):
-    return cluster.start(workers, [*TRAIN, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return cluster.start(
+        workers,
+        [*TRAIN, *given],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ends(processes, seconds=200):
-    """The exit status and the last line on standard error of each process, which has so long to end."""
+    """The exit status and the last line on standard error of each process, within so long."""
     try:
         errors = [process.communicate(timeout=seconds)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, (error.splitlines() or [""])[-1]) for process, error in zip(processes, errors)]
+    return [
+        (process.returncode, (error.splitlines() or [""])[-1])
+        for process, error in zip(processes, errors)
+    ]
 
 
 def wait_for(process, word):
@@ -91,14 +98,24 @@ def wait_for(process, word):
 
 
 def losses(folder):
-    return [value for _, value in sorted(chaos.events_of(folder / "logs" / "run" / "train")[0]["loss"].items())]
+    return [
+        value
+        for _, value in sorted(
+            chaos.events_of(folder / "logs" / "run" / "train")[0]["loss"].items()
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
 def alone(data_dir, tmp_path_factory):
     """The losses of 100 steps of one worker, and the names of the files of its run."""
     folder = tmp_path_factory.mktemp("alone")
-    done = subprocess.run([*TRAIN, f"--data_dir={data_dir}", "--max_steps=100"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [*TRAIN, f"--data_dir={data_dir}", "--max_steps=100"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return losses(folder), names_of(folder)
 
@@ -113,25 +130,40 @@ def test_workers_train_as_one_and_the_chief_alone_writes(workers, alone, data_di
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0] * workers, outputs
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5) and names_of(tmp_path) == alone[1]
-    assert "results in" in outputs[0][0] and [output for output, _ in outputs[1:]] == [""] * (workers - 1)
+    assert "results in" in outputs[0][0] and [output for output, _ in outputs[1:]] == [""] * (
+        workers - 1
+    )
     assert not any(errors for _, errors in outputs)
 
 
-def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoint(alone, data_dir, tmp_path):
+def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoint(
+    alone, data_dir, tmp_path
+):
     for victim, step in [(0, 20), (1, 60)]:
-        processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")
+        processes = start(
+            2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20"
+        )
         while not (tmp_path / "logs" / "run" / "checkpoints" / f"{step}").exists():
             time.sleep(0.05)
             assert processes[0].poll() is None, processes[0].communicate()
         processes[victim].kill()
         status, line = ends(processes, seconds=60)[1 - victim]
-        assert status == 1 and line.startswith("error: another worker has ended or cannot be reached: start all of them again")
-    assert ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20")) == [(0, "")] * 2
-    assert (tmp_path / "logs" / "run" / "training_log.log").read_text().count("resumed at step") == 2
+        assert status == 1 and line.startswith(
+            "error: another worker has ended or cannot be reached: start all of them again"
+        )
+    assert (
+        ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20"))
+        == [(0, "")] * 2
+    )
+    assert (tmp_path / "logs" / "run" / "training_log.log").read_text().count(
+        "resumed at step"
+    ) == 2
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
 
 
-def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batch_goes_on(alone, data_dir, tmp_path):
+def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batch_goes_on(
+    alone, data_dir, tmp_path
+):
     processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=80")
     wait_for(processes[0], "epoch 1")
     time.sleep(3)
@@ -139,35 +171,93 @@ def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batc
     assert ends(processes) == [(143, "interrupted")] * 2
     log = (tmp_path / "logs" / "run" / "training_log.log").read_text()
     assert re.search(r"interrupted at step \d+ and saved", log)
-    assert ends(start(1, tmp_path, f"--data_dir={data_dir}", "--max_steps=90", "--accumulate=2", "--distribute=none")) == [(0, "")]
-    assert ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--accumulate=2")) == [(0, "")] * 2
+    assert ends(
+        start(
+            1,
+            tmp_path,
+            f"--data_dir={data_dir}",
+            "--max_steps=90",
+            "--accumulate=2",
+            "--distribute=none",
+        )
+    ) == [(0, "")]
+    assert (
+        ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--accumulate=2"))
+        == [(0, "")] * 2
+    )
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
 
 
 def test_workers_with_different_flags_are_refused(data_dir, tmp_path):
-    flag = ("bash", "-c", 'exec "$@" --num_layers=$(echo "$TF_CONFIG" | grep -q 1}} && echo 4 || echo 2)', "bash")
-    processes = cluster.start(2, [*flag, *TRAIN, f"--data_dir={data_dir}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert ends(processes) == [(1, "error: the workers have different flags, or different data")] * 2 and not list(tmp_path.iterdir())
+    flag = (
+        "bash",
+        "-c",
+        'exec "$@" --num_layers=$(echo "$TF_CONFIG" | grep -q 1}} && echo 4 || echo 2)',
+        "bash",
+    )
+    processes = cluster.start(
+        2,
+        [*flag, *TRAIN, f"--data_dir={data_dir}"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ends(processes) == [
+        (1, "error: the workers have different flags, or different data")
+    ] * 2 and not list(tmp_path.iterdir())
 
 
 def test_workers_with_different_checkpoints_are_refused(data_dir, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     assert ends(start(1, tmp_path / "a", f"--data_dir={data_dir}", "--max_steps=3")) == [(0, "")]
-    command = ["bash", "-c", 'cd $(echo "$TF_CONFIG" | grep -q 1}} && echo b || echo a); exec "$@"', "bash", *TRAIN, f"--data_dir={data_dir}", "--max_steps=9"]
-    processes = cluster.start(2, command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    message = "error: the workers see different checkpoints: logs/ must be a folder that all of them share"
+    command = [
+        "bash",
+        "-c",
+        'cd $(echo "$TF_CONFIG" | grep -q 1}} && echo b || echo a); exec "$@"',
+        "bash",
+        *TRAIN,
+        f"--data_dir={data_dir}",
+        "--max_steps=9",
+    ]
+    processes = cluster.start(
+        2, command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    message = (
+        "error: the workers see different checkpoints: "
+        "logs/ must be a folder that all of them share"
+    )
     assert ends(processes) == [(1, message)] * 2
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(run_train):
-    with pytest.raises(InputError, match=r"4 rows, the --batch_size of the data, cannot be divided among 1 device\(s\), in --accumulate=3 part\(s\) each"):
+    with pytest.raises(
+        InputError,
+        match=r"4 rows, the --batch_size of the data, cannot be divided among 1 device\(s\), "
+        r"in --accumulate=3 part\(s\) each",
+    ):
         run_train(accumulate=3)
 
 
-@pytest.mark.parametrize("config", [None, "", "{", "[]", "{}", '{"cluster": {"worker": 3}}', '{"cluster": {"worker": ["a:1"]}}', '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}'])
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"cluster": {"worker": 3}}',
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}',
+    ],
+)
 def test_a_cluster_that_is_not_told_is_refused(config, run_train, monkeypatch):
     if config is not None:
         monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(InputError, match="--distribute=multi_worker needs the environment variable TF_CONFIG, such as"):
+    with pytest.raises(
+        InputError,
+        match="--distribute=multi_worker needs the environment variable TF_CONFIG, such as",
+    ):
         run_train(distribute="multi_worker")

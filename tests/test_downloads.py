@@ -1,4 +1,7 @@
-"""Downloads from a hostile server on this machine: whatever it does, they end soon, with a reason, and leave no file."""
+"""Downloads from a hostile server on this machine.
+
+Whatever it does, they end soon, with a reason, and leave no file.
+"""
 
 import hashlib
 import io
@@ -19,7 +22,7 @@ LIMIT = 1.0  # seconds that a download may take in these tests
 
 
 class Server:
-    """Listens on loopback, with TLS or without, and lets `answer(connection, path)` do what it likes with each request."""
+    """Listens on loopback; `answer(connection, path)` does what it likes with each request."""
 
     def __init__(self, answer, tls=True):
         self.asked, self._answer, self._socket = [], answer, socket.create_server(("127.0.0.1", 0))
@@ -40,7 +43,11 @@ class Server:
 
     def _talk(self, connection):
         try:
-            with self._context.wrap_socket(connection, server_side=True) if self._context else connection as connection:
+            with (
+                self._context.wrap_socket(connection, server_side=True)
+                if self._context
+                else connection as connection
+            ):
                 path = connection.recv(4096).split()[1].decode()
                 self.asked.append(path)
                 self._answer(connection, path)
@@ -53,9 +60,17 @@ class Server:
 
 @pytest.fixture
 def download(monkeypatch, tmp_path):
-    """A function that downloads the three texts above, as WikiText-2, from a server with a given answer: (corpus, server)."""
-    hashes = {f"{split}.txt": "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest() for split, text in TEXTS.items()}
-    tiny = published.PUBLISHED["wikitext-2"]._replace(archive_bytes=100_000, file_bytes=300, hashes=hashes)
+    """A function: the three texts above, as WikiText-2, from a server with a given answer.
+
+    Returns (corpus, server).
+    """
+    hashes = {
+        f"{split}.txt": "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+        for split, text in TEXTS.items()
+    }
+    tiny = published.PUBLISHED["wikitext-2"]._replace(
+        archive_bytes=100_000, file_bytes=300, hashes=hashes
+    )
     monkeypatch.setattr(published, "STALL_SECONDS", LIMIT / 2)
     monkeypatch.setattr(published, "SLOWEST", 2 * tiny.archive_bytes / LIMIT)
     monkeypatch.setenv("no_proxy", "localhost")
@@ -76,7 +91,9 @@ def download(monkeypatch, tmp_path):
 
 def respond(connection, content, status="200 OK", length=None, headers=""):
     length = len(content) if length is None else length
-    connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n".encode() + content)
+    connection.sendall(
+        f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n".encode() + content
+    )
 
 
 def archive(members, **settings):
@@ -92,8 +109,15 @@ def serve_files(connection, path):
 
 
 def serve_archive(connection, path):
-    members = {f"wikitext-2/wiki.{split}.tokens": text for split, text in TEXTS.items()} | {"../../evil": b"x", "/evil": b"x"}
-    respond(connection, archive(members) if path.endswith(".zip") else b"", "200 OK" if path.endswith(".zip") else "404 Not Found")
+    members = {f"wikitext-2/wiki.{split}.tokens": text for split, text in TEXTS.items()} | {
+        "../../evil": b"x",
+        "/evil": b"x",
+    }
+    respond(
+        connection,
+        archive(members) if path.endswith(".zip") else b"",
+        "200 OK" if path.endswith(".zip") else "404 Not Found",
+    )
 
 
 def redirect(connection, path):
@@ -106,8 +130,15 @@ def redirect(connection, path):
 @pytest.mark.parametrize("answer", [serve_files, serve_archive, redirect])
 def test_an_honest_server_is_believed(answer, download, tmp_path):
     corpus, server = download(answer)
-    assert {split: text.parts[0].path.read_bytes() for split, text in corpus.texts.items()} == TEXTS and server.asked
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["test.txt", "train.txt", "valid.txt", "wikitext-2"]
+    assert {
+        split: text.parts[0].path.read_bytes() for split, text in corpus.texts.items()
+    } == TEXTS and server.asked
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "test.txt",
+        "train.txt",
+        "valid.txt",
+        "wikitext-2",
+    ]
 
 
 def stall(connection, path):
@@ -154,20 +185,62 @@ HOSTILE = {
     "drips its headers": (drip_headers, "not finished after"),
     "never ends": (never_end, "more than"),
     "promises much": (promise_much, "more than"),
-    "ends too early": (lambda connection, path: respond(connection, b"a", length=200), "not the published file"),
+    "ends too early": (
+        lambda connection, path: respond(connection, b"a", length=200),
+        "not the published file",
+    ),
     "hangs up": (lambda connection, path: None, "closed|EOF|reset"),
-    "is no web server": (lambda connection, path: connection.sendall(b"220 smtp.example\r\n"), "smtp"),
+    "is no web server": (
+        lambda connection, path: connection.sendall(b"220 smtp.example\r\n"),
+        "smtp",
+    ),
     "sends noise": (lambda connection, path: connection.sendall(bytes(range(256)) * 100), "."),
-    "sends an endless header": (lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1000), "headers"),
-    "fails": (lambda connection, path: respond(connection, b"", "500 Internal\tServer Error"), "500"),
+    "sends an endless header": (
+        lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1000),
+        "headers",
+    ),
+    "fails": (
+        lambda connection, path: respond(connection, b"", "500 Internal\tServer Error"),
+        "500",
+    ),
     "redirects for ever": (redirect_for_ever, "redirect"),
-    "redirects to a file": (lambda connection, path: respond(connection, b"", "302 Found", headers="Location: file:///etc/passwd\r\n"), "302|file"),
-    "sends another text": (lambda connection, path: respond(connection, TEXTS["train"][::-1]), "not the published file"),
-    "sends another archive": (lambda connection, path: respond(connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 300})), "not the published file"),
-    "lacks the member": (lambda connection, path: respond(connection, archive({"../wikitext-2/wiki.train.tokens": b"x"})), "no item named"),
-    "sends a bomb": (lambda connection, path: respond(connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 10**7}, compression=zipfile.ZIP_DEFLATED)),
-                     "not the published file"),
-    "tears the archive": (lambda connection, path: respond(connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 300})[:-30]), "zip"),
+    "redirects to a file": (
+        lambda connection, path: respond(
+            connection, b"", "302 Found", headers="Location: file:///etc/passwd\r\n"
+        ),
+        "302|file",
+    ),
+    "sends another text": (
+        lambda connection, path: respond(connection, TEXTS["train"][::-1]),
+        "not the published file",
+    ),
+    "sends another archive": (
+        lambda connection, path: respond(
+            connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 300})
+        ),
+        "not the published file",
+    ),
+    "lacks the member": (
+        lambda connection, path: respond(
+            connection, archive({"../wikitext-2/wiki.train.tokens": b"x"})
+        ),
+        "no item named",
+    ),
+    "sends a bomb": (
+        lambda connection, path: respond(
+            connection,
+            archive(
+                {"wikitext-2/wiki.train.tokens": b"x" * 10**7}, compression=zipfile.ZIP_DEFLATED
+            ),
+        ),
+        "not the published file",
+    ),
+    "tears the archive": (
+        lambda connection, path: respond(
+            connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 300})[:-30]
+        ),
+        "zip",
+    ),
 }
 
 
@@ -177,7 +250,9 @@ def test_a_hostile_server_ends_in_a_reason_and_no_file(answer, reason, download,
     with pytest.raises(published.Unreachable, match=reason) as error:
         download(answer)
     assert time.monotonic() - start < 2 * LIMIT + 1  # two addresses
-    assert "\n" not in str(error.value) and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "\n" not in str(error.value) and not [
+        path for path in tmp_path.rglob("*") if path.is_file()
+    ]
 
 
 def test_plain_http_is_refused_at_once_and_after_a_redirect(download, tmp_path):
@@ -185,7 +260,11 @@ def test_plain_http_is_refused_at_once_and_after_a_redirect(download, tmp_path):
         download(serve_files, tls=False)
     plain = Server(serve_files, tls=False)
     with pytest.raises(published.Unreachable, match="unknown url type: http"):
-        download(lambda connection, path: respond(connection, b"", "302 Found", headers=f"Location: {plain.address}{path}\r\n"))
+        download(
+            lambda connection, path: respond(
+                connection, b"", "302 Found", headers=f"Location: {plain.address}{path}\r\n"
+            )
+        )
     assert plain.asked == [] and not list(tmp_path.rglob("*.*"))
     plain.close()
 

@@ -1,26 +1,27 @@
+"""Scores, against a plain reading of the text."""
+
 import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
-from absl.testing import flagsaver
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, TINY, VOCAB_SIZE, make_data, train_in
+from commands import one_line, run_command
+from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE, make_data, tiny_settings, train_in
 
 import data_utils
 import evaluate
-import tokenization
-import train
-from evaluate import Evaluator, evaluate_run
+from evaluate import evaluate_run
 from model import PARTransformerXL
-from runs import TrainedRun
-from support import files
+from support import files, tokenization
 from support.cli import InputError
+from training import scoring
+from training.scoring import Evaluator
+from training.trained_run import TrainedRun
+from training.trainer import build_network
 
 
 @pytest.fixture
@@ -32,7 +33,15 @@ def run(search_run, monkeypatch):
 
 def random_network(mem_len):
     tf.random.set_seed(0)
-    model = PARTransformerXL(VOCAB_SIZE, ["search", "attention", "dense"], d_model=8, num_heads=2, d_ffn=16, mem_len=mem_len, cutoffs=[20, 60])
+    model = PARTransformerXL(
+        VOCAB_SIZE,
+        ["search", "attention", "dense"],
+        d_model=8,
+        num_heads=2,
+        d_ffn=16,
+        mem_len=mem_len,
+        cutoffs=[20, 60],
+    )
     rng = np.random.default_rng(0)
     for weight in model.weights:
         weight.assign(weight + rng.normal(size=weight.shape) * 0.3)
@@ -41,11 +50,19 @@ def random_network(mem_len):
 
 @pytest.mark.parametrize("mem_len", [0, 3, 20])
 def test_a_score_is_that_of_one_row_read_window_by_window_for_every_batch_size(mem_len):
-    model, stream = random_network(mem_len), np.random.default_rng(1).integers(4, VOCAB_SIZE, 301).astype(np.int32)
+    model, stream = (
+        random_network(mem_len),
+        np.random.default_rng(1).integers(4, VOCAB_SIZE, 301).astype(np.int32),
+    )
     memory, expected = model.empty_memory(1), 0.0
     for start in range(0, 300, SEQ_LEN):
-        inputs, targets = stream[start:start + SEQ_LEN][:300 - start], stream[start + 1:start + 1 + SEQ_LEN]
-        hidden, memory = model(tf.constant(inputs[None]), memory, filled=min(start, mem_len), tau=0.5)
+        inputs, targets = (
+            stream[start : start + SEQ_LEN][: 300 - start],
+            stream[start + 1 : start + 1 + SEQ_LEN],
+        )
+        hidden, memory = model(
+            tf.constant(inputs[None]), memory, filled=min(start, mem_len), tau=0.5
+        )
         expected -= sum(model.softmax.log_prob(hidden[0]).numpy()[np.arange(len(targets)), targets])
     for batch_size in (1, 2, 5, 64):
         score = Evaluator(model, jit_compile=False)(stream, batch_size, SEQ_LEN, 0.5)
@@ -54,23 +71,46 @@ def test_a_score_is_that_of_one_row_read_window_by_window_for_every_batch_size(m
 
 
 def test_padding_carries_no_loss():
-    with flagsaver.flagsaver(**TINY):
-        model = train.build_model(VOCAB_SIZE, static_shapes=False)
+    model = build_network(tiny_settings(), VOCAB_SIZE, static_shapes=False)
     padded = np.random.default_rng(0).integers(4, VOCAB_SIZE, [BATCH_SIZE, SEQ_LEN + 1])
     padded[:, 5:] = tokenization.PAD
-    nll, _ = evaluate.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
-    short, _ = evaluate.window_nll(model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0)
-    assert np.array_equal(evaluate.real_targets(tf.constant(padded)), np.tile(np.arange(SEQ_LEN) < 4, [BATCH_SIZE, 1]))
-    assert nll.numpy()[:, 4:].tolist() == [[0.0] * 4] * BATCH_SIZE and np.allclose(nll[:, :4], short, atol=1e-5)
+    nll, _ = scoring.window_nll(model, tf.constant(padded), model.empty_memory(BATCH_SIZE), 0, 1.0)
+    short, _ = scoring.window_nll(
+        model, tf.constant(padded[:, :5]), model.empty_memory(BATCH_SIZE), 0, 1.0
+    )
+    assert np.array_equal(
+        scoring.real_targets(tf.constant(padded)), np.tile(np.arange(SEQ_LEN) < 4, [BATCH_SIZE, 1])
+    )
+    assert nll.numpy()[:, 4:].tolist() == [[0.0] * 4] * BATCH_SIZE and np.allclose(
+        nll[:, :4], short, atol=1e-5
+    )
 
 
 def test_metrics_by_hand():
-    scores = evaluate.metrics(2.0, {"tokens": 101, "words": 50, "bytes": 400, "unknown_characters": 0})
-    assert scores["loss"] == 2 and scores["perplexity"] == pytest.approx(math.e**2) and scores["word_perplexity"] == pytest.approx(math.e**4)
+    scores = scoring.metrics(
+        2.0, {"tokens": 101, "words": 50, "bytes": 400, "unknown_characters": 0}
+    )
+    assert (
+        scores["loss"] == 2
+        and scores["perplexity"] == pytest.approx(math.e**2)
+        and scores["word_perplexity"] == pytest.approx(math.e**4)
+    )
     assert scores["bits_per_byte"] == pytest.approx(200 / math.log(2) / 400)
-    assert evaluate.metrics(9.0, {"tokens": 10_000, "words": 1, "bytes": 1, "unknown_characters": 0})["word_perplexity"] == math.inf
-    scores = evaluate.metrics(2.0, {"tokens": 101, "words": 50, "bytes": 400, "unknown_characters": 1})
-    assert scores == {"loss": 2, "perplexity": pytest.approx(math.e**2), "word_perplexity": None, "bits_per_byte": None}
+    assert (
+        scoring.metrics(9.0, {"tokens": 10_000, "words": 1, "bytes": 1, "unknown_characters": 0})[
+            "word_perplexity"
+        ]
+        == math.inf
+    )
+    scores = scoring.metrics(
+        2.0, {"tokens": 101, "words": 50, "bytes": 400, "unknown_characters": 1}
+    )
+    assert scores == {
+        "loss": 2,
+        "perplexity": pytest.approx(math.e**2),
+        "word_perplexity": None,
+        "bits_per_byte": None,
+    }
 
 
 def test_a_run_evaluated_is_as_it_was_in_training(run, search_run):
@@ -79,13 +119,32 @@ def test_a_run_evaluated_is_as_it_was_in_training(run, search_run):
         report = evaluate_run(run, split)
         for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
             assert report[name] == pytest.approx(results[split][name], rel=1e-6)
-    assert report["parameters"] == results["parameters"] and report["architecture"] == "ss" and report["step"] == results["steps"]
-    assert report["text"] == "markov, test" and report["mem_len"] == 6 and report["unknown_characters"] == 0
-    assert 0 < report["ms_per_window"]["p50"] <= report["ms_per_window"]["p95"] <= report["ms_per_window"]["p99"]
+    assert (
+        report["parameters"] == results["parameters"]
+        and report["architecture"] == "ss"
+        and report["step"] == results["steps"]
+    )
+    assert (
+        report["text"] == "markov, test"
+        and report["mem_len"] == 6
+        and report["unknown_characters"] == 0
+    )
+    assert (
+        0
+        < report["ms_per_window"]["p50"]
+        <= report["ms_per_window"]["p95"]
+        <= report["ms_per_window"]["p99"]
+    )
     assert report["flops_per_token"] > 0 and report["tokens_per_second"] > 0
-    assert evaluate_run(run, "valid", batch_size=7)["loss"] == pytest.approx(results["valid"]["loss"], rel=1e-6)
+    assert evaluate_run(run, "valid", batch_size=7)["loss"] == pytest.approx(
+        results["valid"]["loss"], rel=1e-6
+    )
     longer = evaluate_run(run, "valid", mem_len=30)
-    assert longer["mem_len"] == 30 and longer["loss"] != results["valid"]["loss"] and longer["loss"] == pytest.approx(results["valid"]["loss"], rel=0.2)
+    assert (
+        longer["mem_len"] == 30
+        and longer["loss"] != results["valid"]["loss"]
+        and longer["loss"] == pytest.approx(results["valid"]["loss"], rel=0.2)
+    )
 
 
 def test_a_text_file_is_scored_as_the_split_that_it_is(run, corpus_dir, tmp_path):
@@ -96,7 +155,10 @@ def test_a_text_file_is_scored_as_the_split_that_it_is(run, corpus_dir, tmp_path
     strange.write_text("日本語 Ωmega café 😀\r\n\n" * 3)
     report = evaluate_run(run, text=strange)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(run.folder / "tokenizer.model"))
-    assert report["targets"] == 3 * len(pieces.encode("日本語 Ωmega café 😀")) - 1 and report["unknown_characters"] == 0
+    assert (
+        report["targets"] == 3 * len(pieces.encode("日本語 Ωmega café 😀")) - 1
+        and report["unknown_characters"] == 0
+    )
     assert report["bits_per_byte"] > 2  # every byte of it counts
 
 
@@ -104,8 +166,16 @@ def test_a_text_file_is_scored_as_the_split_that_it_is(run, corpus_dir, tmp_path
 def unknowing_run(corpus_dir, tmp_path, monkeypatch):
     """A run whose tokenizer, from elsewhere, does not know all characters of the test split."""
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus_dir / "train.txt"), model_prefix=str(tmp_path / "other"), vocab_size=80,
-        character_coverage=1.0, pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        input=str(corpus_dir / "train.txt"),
+        model_prefix=str(tmp_path / "other"),
+        vocab_size=80,
+        character_coverage=1.0,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     shutil.copytree(corpus_dir, tmp_path / "corpus")
     with open(tmp_path / "corpus" / "test.txt", "a") as file:
         file.write("☃☃ and é\n")
@@ -116,13 +186,29 @@ def unknowing_run(corpus_dir, tmp_path, monkeypatch):
 
 def test_no_figure_of_the_raw_text_is_given_where_characters_are_unknown(unknowing_run, capsys):
     said = (unknowing_run.folder / "training_log.log").read_text()
-    assert "test: word perplexity and bits per byte not given: 3 characters are unknown to the tokenizer" in said
-    assert re.search(r"test   loss \S+  perplexity \S+  word_perplexity not given  bits_per_byte not given", said)
+    assert (
+        "test: word perplexity and bits per byte not given: "
+        "3 characters are unknown to the tokenizer"
+        in said
+    )
+    assert re.search(
+        r"test   loss \S+  perplexity \S+  word_perplexity not given  bits_per_byte not given", said
+    )
     results = json.loads((unknowing_run.folder / "results.json").read_text())
-    assert [results[split]["bits_per_byte"] is None for split in ("train", "valid", "test")] == [False, False, True]
+    assert [results[split]["bits_per_byte"] is None for split in ("train", "valid", "test")] == [
+        False,
+        False,
+        True,
+    ]
     report = evaluate_run(unknowing_run, "test")
-    assert (report["word_perplexity"], report["bits_per_byte"], report["unknown_characters"]) == (None, None, 3)
-    assert evaluate.table([report]).count("not given: 3 characters are unknown to the tokenizer") == 2
+    assert (report["word_perplexity"], report["bits_per_byte"], report["unknown_characters"]) == (
+        None,
+        None,
+        3,
+    )
+    assert (
+        evaluate.table([report]).count("not given: 3 characters are unknown to the tokenizer") == 2
+    )
 
 
 def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
@@ -147,28 +233,60 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
 def test_runs_side_by_side_on_the_console(search_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(search_run.parent, "logs")
-    command = [sys.executable, PROJECT / "evaluate.py", "--run=logs/supernet,logs/supernet", "--mem_len=12", "--split=test"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    both = "--run=logs/supernet,logs/supernet"
+    done = run_command(evaluate, both, "--mem_len=12", "--split=test")
     assert done.returncode == 0 and done.stderr == ""
     step = json.loads((search_run / "results.json").read_text())["steps"]
-    report = json.loads((tmp_path / "logs" / "supernet" / f"evaluation_test_T8_M12_step{step}.json").read_text())
+    report = json.loads(
+        (tmp_path / "logs" / "supernet" / f"evaluation_test_T8_M12_step{step}.json").read_text()
+    )
     lines = {line[:25].strip(): line[26:].split() for line in done.stdout.splitlines()}
-    assert lines["run"] == ["supernet", "supernet"] and lines["perplexity"] == [f"{report['perplexity']:.2f}"] * 2
+    assert (
+        lines["run"] == ["supernet", "supernet"]
+        and lines["perplexity"] == [f"{report['perplexity']:.2f}"] * 2
+    )
     assert lines["rows x tokens + memory"][:5] == ["4", "x", "8", "+", "12"]
-    assert lines["architecture"][:2] == ["ss", f"(found {report['most_likely']})".split()[0]] and len(report["most_likely"]) == 2
+    assert (
+        lines["architecture"][:2] == ["ss", f"(found {report['most_likely']})".split()[0]]
+        and len(report["most_likely"]) == 2
+    )
 
 
-@pytest.mark.parametrize("given, message", [
-    (["--run=logs"], "logs is no run: logs/config.json is missing"),
-    ([], "--run is missing"),
-    (["--run=logs", "--text=x.txt", "--split=test"], "--text and --split exclude each other")])
+def test_single_layers_of_a_search_are_scored_with_its_weights(
+    begun, data_dir, tmp_path, monkeypatch
+):
+    """Held against the search itself, whose theta makes the mixture these layers alone."""
+    monkeypatch.chdir(tmp_path)
+    run = TrainedRun(begun)
+    search, _ = run.network()
+    search.theta.assign([[0, 99, 0], [99, 0, 0]])
+    stream = data_utils.load_stream(data_dir, "valid", data_utils.read_metadata(data_dir))
+    expected = Evaluator(search, jit_compile=False)(stream, BATCH_SIZE, SEQ_LEN)
+    done = run_command(evaluate, "--run=logs/supernet", "--architecture=da")
+    assert done.returncode == 0 and " da\n" in done.stdout, done.stderr
+    path, = begun.glob("evaluation_valid_da_T8_M6_step*.json")
+    assert json.loads(path.read_text())["loss"] == pytest.approx(
+        expected.nll / expected.targets, rel=1e-6)
+    for wrong in ("d", "dx", "ds", "daa"):
+        done = run_command(evaluate, "--run=logs/supernet", f"--architecture={wrong}")
+        assert f"logs/supernet has no weights for {wrong}: a letter for each of its 2 blocks" in (
+            one_line(done))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--run=logs"], "logs is no run: logs/config.json is missing"),
+        ([], "--run is missing"),
+        (["--run=logs", "--text=x.txt", "--split=test"], "--text and --split exclude each other"),
+    ],
+)
 def test_mistakes_end_in_one_line(given, message):
-    done = subprocess.run([sys.executable, PROJECT / "evaluate.py", *given], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == f"error: {message}\n"
+    assert one_line(run_command(evaluate, *given)) == f"error: {message}\n"
 
 
 def test_a_configuration_of_another_version_is_named(tmp_path):
     for other in ({"flags": {}, "data": {}, "model": {}}, {"flags": {"mem_len": 1}}):
         files.write_json(tmp_path / "config.json", other)
-        with pytest.raises(InputError, match="config.json was written by another"):
+        with pytest.raises(InputError, match="config.json is of another version"):
             TrainedRun(tmp_path)

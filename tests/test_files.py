@@ -1,5 +1,8 @@
+"""Files that appear whole, and tell when they have been changed."""
+
 import json
 import random
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -9,7 +12,11 @@ from support.cli import InputError
 
 
 def test_json_comes_back_and_every_change_of_it_is_noticed(tmp_path):
-    content, path, rng = {"a": [1, 2.5, None], "b": {"ü": "\x00"}, "c": True}, tmp_path / "new" / "some.json", random.Random(0)
+    content, path, rng = (
+        {"a": [1, 2.5, None], "b": {"ü": "\x00"}, "c": True},
+        tmp_path / "new" / "some.json",
+        random.Random(0),
+    )
     files.write_json(path, content)
     assert files.read_json(path) == content and list(path.parent.iterdir()) == [path]
     assert json.loads(path.read_text())["a"] == [1, 2.5, None]
@@ -33,19 +40,22 @@ def test_json_comes_back_and_every_change_of_it_is_noticed(tmp_path):
 def test_the_content_of_another_file_is_noticed(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": 1})
     assert files.read_json(tmp_path / "a.json", ["a"]) == {"a": 1}
-    with pytest.raises(InputError, match="a.json was written by another program, or another version of this one: it lacks b"):
+    with pytest.raises(
+        InputError,
+        match="a.json was written by another program, or another version of this one: it lacks b",
+    ):
         files.read_json(tmp_path / "a.json", ["a", "b"])
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
-def test_a_file_that_cannot_be_written_stays_as_it_was(failing, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [(files, "sync"), (Path, "replace")])
+def test_a_file_that_cannot_be_written_stays_as_it_was(place, tmp_path, monkeypatch):
     path = tmp_path / "some.txt"
     files.write_whole(path, b"before")
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(path), failing, fail)
+    monkeypatch.setattr(*place, fail)
     with pytest.raises(OSError, match="cannot write .*some.txt: No space left on device"):
         files.write_whole(path, b"after")
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

@@ -1,68 +1,127 @@
-"""Any combination of flags works, or is refused in one line before there is anything to clean up."""
+"""Any combination of flags works, or is refused in one line before anything has been written."""
 
-import contextlib
 import shutil
-import sys
 
-import keras
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
+from commands import one_line, run_command
 from conftest import TINY, VOCAB_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import as_flags
 
 import data_utils
 import train
 from support import cli
 
-each_time_the_same = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+each_time_the_same = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 # Values of each flag that can work, and values that cannot, whatever the others are.
-NO_FLOAT, NO_INTEGER, NO_BOOLEAN = ["", "x", "-1", "nan", "inf", "-inf", "1e39", "1e-40"], ["", "x", "-1", "1.5", str(2**31), "9" * 30], ["maybe", "2"]
+NO_FLOAT, NO_INTEGER, NO_BOOLEAN = (
+    ["", "x", "-1", "nan", "inf", "-inf", "1e39", "1e-40"],
+    ["", "x", "-1", "1.5", str(2**31), "9" * 30],
+    ["maybe", "2"],
+)
 NO_SIZE = [*NO_INTEGER, "0"]
 BOOLEAN = ["true", "false"], NO_BOOLEAN
 TRAIN = dict(
     model_name=(["run", "a.b-c_d", "7"], ["", ".", "..", "a/b", "../a", "a b", "a\nb", "a\n"]),
-    architecture=(["search", "random", "ad", "iii", "sds"], ["", "x", "A", "a d", ".", "no/such/run"]), init_from=([], [".", "no/such/run"]),
-    num_layers=(["1", "3"], NO_SIZE), d_model=(["1", "4", "6"], NO_SIZE), num_heads=(["1", "2", "4"], NO_SIZE), d_ffn=(["1", "5"], NO_SIZE),
-    mem_len=(["0", "1", "9"], NO_INTEGER), dropout_rate=(["0", "0.5", "0.99"], [*NO_FLOAT, "1"]),
-    cutoffs=(["", "20", "1,119", "5,10,15"], ["x", "0", "-1", "20,20", "30,20", str(VOCAB_SIZE), "9" * 30]),
-    proj_factor=(["1", "2", "2147483647"], NO_SIZE), proj_dims=(["3", "1,2", "3,2,1"], ["x", "0", "-1", "3,0"]),
-    straight_through=BOOLEAN, tau_start=(["0.001", "2", "1e6"], [*NO_FLOAT, "0"]), tau_end=(["0.001", "1", "1e6"], [*NO_FLOAT, "0"]),
-    tau_is_trainable=BOOLEAN, search=(["joint", "alternating"], ["", "x"]), arch_share=(["0.01", "0.99"], [*NO_FLOAT, "0", "1"]),
-    arch_lr_factor=(["0", "10"], NO_FLOAT), gumbel_per_row=BOOLEAN, latency_weight=(["0", "0.1", "10"], NO_FLOAT),
-    opt_name=(["adam", "adamw", "nadam", "rmsprop", "sgd"], ["", "x"]), max_lr=(["0", "1e-4", "1"], NO_FLOAT), warmup_steps=(["0", "1", "2147483647"], NO_INTEGER),
-    clipvalue=(["1e-6", "10"], [*NO_FLOAT, "0"]), clipnorm=(["1e-6", "10"], [*NO_FLOAT, "0"]), epochs=(["1", "2147483647"], NO_SIZE),
-    max_steps=(["1", "2147483647"], NO_SIZE), seed=(["0", "2147483647"], NO_INTEGER), log_every=(["1", "2147483647"], NO_SIZE),
-    save_every=(["1", "1m", "9" * 30], ["", "0", "0m", "m", "-1", "1h", "1.5m"]), jit_compile=(["auto", "false"], ["", "x"]),
-    distribute=(["auto", "none", "mirrored"], ["", "x", "multi_worker"]), accumulate=(["1", "2", "4"], [*NO_SIZE, "3", "8"]), mixed_precision=BOOLEAN)
+    architecture=(
+        ["search", "random", "ad", "iii", "sds"],
+        ["", "x", "A", "a d", ".", "no/such/run"],
+    ),
+    init_from=([], [".", "no/such/run"]),
+    num_layers=(["1", "2", "3"], NO_SIZE),
+    d_model=(["1", "4", "6"], NO_SIZE),
+    num_heads=(["1", "2", "4"], NO_SIZE),
+    d_ffn=(["1", "5"], NO_SIZE),
+    mem_len=(["0", "1", "9"], NO_INTEGER),
+    dropout_rate=(["0", "0.5", "0.99"], [*NO_FLOAT, "1"]),
+    cutoffs=(
+        ["", "20", "1,119", "5,10,15"],
+        ["x", "0", "-1", "20,20", "30,20", str(VOCAB_SIZE), "9" * 30],
+    ),
+    proj_factor=(["1", "2", "2147483647"], NO_SIZE),
+    proj_dims=(["3", "1,2", "3,2,1"], ["x", "0", "-1", "3,0"]),
+    straight_through=BOOLEAN,
+    tau_start=(["0.001", "2", "1e6"], [*NO_FLOAT, "0"]),
+    tau_end=(["0.001", "1", "1e6"], [*NO_FLOAT, "0"]),
+    tau_is_trainable=BOOLEAN,
+    search=(["joint", "alternating"], ["", "x"]),
+    arch_share=(["0.01", "0.99"], [*NO_FLOAT, "0", "1"]),
+    arch_lr_factor=(["0", "10"], NO_FLOAT),
+    gumbel_per_row=BOOLEAN,
+    latency_weight=(["0", "0.1", "10"], NO_FLOAT),
+    opt_name=(["adam", "adamw", "nadam", "rmsprop", "sgd"], ["", "x"]),
+    max_lr=(["0", "1e-4", "1"], NO_FLOAT),
+    warmup_steps=(["0", "1", "2147483647"], NO_INTEGER),
+    clipvalue=(["1e-6", "10"], [*NO_FLOAT, "0"]),
+    clipnorm=(["1e-6", "10"], [*NO_FLOAT, "0"]),
+    epochs=(["1", "2147483647"], NO_SIZE),
+    max_steps=(["1", "2147483647"], NO_SIZE),
+    seed=(["0", "2147483647"], NO_INTEGER),
+    log_every=(["1", "2147483647"], NO_SIZE),
+    save_every=(["1", "1m", "9" * 30], ["", "0", "0m", "m", "-1", "1h", "1.5m"]),
+    jit_compile=(["auto", "false"], ["", "x"]),
+    distribute=(["auto", "none", "mirrored"], ["", "x", "multi_worker"]),
+    accumulate=(["1", "2", "4"], [*NO_SIZE, "3", "8"]),
+    mixed_precision=BOOLEAN,
+)
 
 
-OF_A_SEARCH = dict(search="joint", arch_lr_factor="1", gumbel_per_row="false", latency_weight="0", straight_through="false", tau_is_trainable="false")
+BASE = TINY | dict(num_layers=1)
+OF_A_SEARCH = dict(
+    tau_start="1",
+    tau_end="0.1",
+    search="joint",
+    arch_lr_factor="1",
+    gumbel_per_row="false",
+    latency_weight="0",
+    straight_through="false",
+    tau_is_trainable="false",
+)
 
 
 def conflict(given: dict) -> bool:
     """Whether flags of a training, each of which can work, cannot work together."""
+
     def number(name):
-        return float(given.get(name, TINY[name]))
+        return float(given.get(name, BASE[name]))
 
     tails = [text for text in given.get("cutoffs", "20,60").split(",") if text]
     return bool(
         number("d_model") % number("num_heads")
-        or "clipvalue" in given and "clipnorm" in given
-        or "arch_share" in given and given.get("search") != "alternating"
-        or "tau_end" in given and given.get("tau_is_trainable") == "true"
-        or "proj_dims" in given and ("proj_factor" in given or given["proj_dims"].count(",") + 1 != len(tails))
-        or given.get("architecture") in ("random", "ad", "iii") and any(given.get(name, off) != off for name, off in OF_A_SEARCH.items())
-        or given.get("search") == "alternating" and number("warmup_steps") > number("epochs") * 1000)
+        or "clipvalue" in given
+        and "clipnorm" in given
+        or "arch_share" in given
+        and given.get("search") != "alternating"
+        or "tau_end" in given
+        and given.get("tau_is_trainable") == "true"
+        or "proj_dims" in given
+        and ("proj_factor" in given or given["proj_dims"].count(",") + 1 != len(tails))
+        or given.get("architecture") in ("random", "ad", "iii")
+        and any(given.get(name, off) != off for name, off in OF_A_SEARCH.items())
+        or given.get("architecture") in ("ad", "iii")
+        and number("num_layers") != len(given["architecture"])
+        or given.get("search") == "alternating"
+        and number("warmup_steps") > number("epochs") * 1000
+    )
 
 
 def some(values: dict):
     """A few of these flags, each with a value that can work."""
-    names = st.lists(st.sampled_from([name for name, (good, _) in values.items() if good]), max_size=6, unique=True)
-    return names.flatmap(lambda names: st.fixed_dictionaries({name: st.sampled_from(values[name][0]) for name in names}))
+    names = st.lists(
+        st.sampled_from([name for name, (good, _) in values.items() if good]),
+        max_size=6,
+        unique=True,
+    )
+    return names.flatmap(
+        lambda names: st.fixed_dictionaries(
+            {name: st.sampled_from(values[name][0]) for name in names}
+        )
+    )
 
 
 def one_wrong(values: dict):
@@ -71,17 +130,11 @@ def one_wrong(values: dict):
     return st.tuples(some(values), wrong).map(lambda both: (both[0] | dict([both[1]]), both[1][0]))
 
 
-def refusal(main, *given: dict) -> str | None:
+def refusal(program, *given: dict) -> str | None:
     """The one line that a command with such flags ends with; None where it ends well."""
-    texts = {name: ",".join(value) if isinstance(value, list) else value for values in given for name, value in values.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["command", *(f"--{name}={text}" for name, text in texts.items())])
-        with pytest.raises(SystemExit) as end:
-            cli.run(main)
-    if not end.value.code:
-        return None
-    assert isinstance(end.value.code, str) and end.value.code.startswith("error: ") and "\n" not in end.value.code, end.value.code
-    return end.value.code
+    settings = {name: value for values in given for name, value in values.items()}
+    done = run_command(program, *as_flags(**settings))
+    return one_line(done) if done.returncode else None
 
 
 class Trained(BaseException):
@@ -97,28 +150,27 @@ def train_two_steps(trainer, run, handle_signals):
 
 @pytest.fixture
 def begin(data_dir, tmp_path_factory, monkeypatch):
-    """A function that begins a training with the given flags. Returns why it was refused, None where it trained."""
+    """A function that begins a training: why the flags were refused, None where it trained."""
+
     def begin(given):
         folder = tmp_path_factory.mktemp("flags")
         monkeypatch.chdir(folder)
         try:
-            with flagsaver.flagsaver():
-                error = refusal(train.main, TINY, {"data_dir": data_dir}, given)
+            error = refusal(train, BASE, {"data_dir": data_dir}, given)
         except Trained:
             return None
-        finally:
-            keras.config.set_dtype_policy("float32")
         assert error and not list(folder.iterdir()), given
         return error
 
     monkeypatch.setattr(train, "train_epoch", train_two_steps)
+    monkeypatch.setattr(train.Run, "heat_map", lambda *_: None)  # half a second each
     tf.config.run_functions_eagerly(True)
     yield begin
     tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.filterwarnings("ignore:Even though.*run_functions_eagerly")
-@settings(each_time_the_same, max_examples=50)
+@settings(each_time_the_same, max_examples=40)
 @given(given=some(TRAIN))
 def test_flags_of_a_training_work_or_are_refused_where_they_cannot_work_together(given, begin):
     error = begin(given)
@@ -133,15 +185,27 @@ def test_a_value_that_cannot_work_is_refused_and_named(given, begin):
     assert wrong in error or given[wrong] in error or conflict(given | {wrong: "1"}), error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # The data
 
-TEXTS = dict(input_dir=(["corpus"], ["nowhere", "book.txt"]), input_text=(["book.txt"], ["nowhere", "corpus", "empty.txt"]))
+TEXTS = dict(
+    input_dir=(["corpus"], ["nowhere", "book.txt"]),
+    input_text=(["book.txt"], ["nowhere", "corpus", "empty.txt"]),
+)
 DATA = dict(
-    corpus=(["auto", "pydocs"], ["", "x"]), vocab_size=(["320", "340"], [*NO_SIZE, "5", "100000", "2147483647"]), model_type=(["unigram", "bpe", "char"], ["", "x"]),
-    normalization_rule_name=(["nfkc", "identity"], ["x"]), character_coverage=(["0.99"], [*NO_FLOAT, "0.97", "1.1"]), add_eos=BOOLEAN,
-    sp_model_prefix=(["tokenizer"], ["nowhere", "book"]), batch_size=(["1", "3", "8"], [*NO_SIZE, "2147483647"]), seq_len=(["1", "7"], [*NO_SIZE, "2147483647"]),
-    shards=(["1", "5", "2147483647"], NO_SIZE), valid_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]), test_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]))
+    corpus=(["auto", "pydocs"], ["", "x"]),
+    vocab_size=(["320", "340"], [*NO_SIZE, "5", "100000", "2147483647"]),
+    model_type=(["unigram", "bpe", "char"], ["", "x"]),
+    normalization_rule_name=(["nfkc", "identity"], ["x"]),
+    character_coverage=(["0.99"], [*NO_FLOAT, "0.97", "1.1"]),
+    add_eos=BOOLEAN,
+    sp_model_prefix=(["tokenizer"], ["nowhere", "book"]),
+    batch_size=(["1", "3", "8"], [*NO_SIZE, "2147483647"]),
+    seq_len=(["1", "7"], [*NO_SIZE, "2147483647"]),
+    shards=(["1", "5", "2147483647"], NO_SIZE),
+    valid_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]),
+    test_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]),
+)
 
 
 def data_conflict(given: dict) -> bool:
@@ -150,13 +214,20 @@ def data_conflict(given: dict) -> bool:
     return bool(
         len(own_text) != 1  # there is no network
         or "corpus" in given
-        or own_text == ["input_dir"] and {"valid_fraction", "test_fraction"} & given.keys()
-        or "sp_model_prefix" in given and {"vocab_size", "model_type", "normalization_rule_name", "character_coverage"} & given.keys())
+        or own_text == ["input_dir"]
+        and {"valid_fraction", "test_fraction"} & given.keys()
+        or "sp_model_prefix" in given
+        and {"vocab_size", "model_type", "normalization_rule_name", "character_coverage"}
+        & given.keys()
+    )
 
 
 @pytest.fixture
 def make(corpus_dir, data_dir, tmp_path, monkeypatch):
-    """A function that makes data with the given flags. Returns why it was refused, None where it made them, and their folder."""
+    """A function that makes data with flags.
+
+    Returns why they were refused, None where it made the data; and their folder.
+    """
     shutil.copytree(corpus_dir, tmp_path / "corpus")
     for suffix in (".model", ".vocab"):
         shutil.copy(data_dir / f"tokenizer{suffix}", tmp_path)
@@ -171,8 +242,8 @@ def make(corpus_dir, data_dir, tmp_path, monkeypatch):
 
     def make(given):
         shutil.rmtree("data", ignore_errors=True)
-        with flags_of(data_utils):
-            error = refusal(data_utils.main, {} if "sp_model_prefix" in given else {"vocab_size": "320"}, given)
+        default = {} if "sp_model_prefix" in given else {"vocab_size": "320"}
+        error = refusal(data_utils, default, given)
         assert not error or written() == before, given
         return error, tmp_path / "data" / "tfrecords"
 
@@ -183,32 +254,25 @@ def make(corpus_dir, data_dir, tmp_path, monkeypatch):
     return make
 
 
-@contextlib.contextmanager
-def flags_of(program):
-    """The flags of this process are those that a program defines, as in a process of its own."""
-    before, fresh = flags.FLAGS.__dict__, flags.FlagValues()
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        for flag in defined if module.startswith("absl.") else []:
-            fresh[flag.name] = flag
-    object.__setattr__(flags.FLAGS, "__dict__", fresh.__dict__)
-    try:
-        program.define_flags()
-        yield
-    finally:
-        object.__setattr__(flags.FLAGS, "__dict__", before)
-
-
 @settings(each_time_the_same, max_examples=30)
-@given(given=some(DATA), text=st.sampled_from([{"input_dir": "corpus"}, {"input_text": "book.txt"}]))
+@given(
+    given=some(DATA), text=st.sampled_from([{"input_dir": "corpus"}, {"input_text": "book.txt"}])
+)
 def test_flags_of_the_data_work_or_are_refused_where_they_cannot_work_together(given, text, make):
     given |= text
     error, folder = make(given)
     assert (error is not None) == data_conflict(given), error
     if not error:
         metadata = data_utils.read_metadata(folder)
-        for name, default in dict(vocab_size=VOCAB_SIZE if "sp_model_prefix" in given else "320", batch_size="32", seq_len="32").items():
+        for name, default in dict(
+            vocab_size=VOCAB_SIZE if "sp_model_prefix" in given else "320",
+            batch_size="32",
+            seq_len="32",
+        ).items():
             assert str(metadata[name]) == str(given.get(name, default))
-        assert len(list((folder / "train").glob("*.tfrecord"))) == min(int(given.get("shards", 1)), metadata["splits"]["train"]["steps"])
+        assert len(list((folder / "train").glob("*.tfrecord"))) == min(
+            int(given.get("shards", 1)), metadata["splits"]["train"]["steps"]
+        )
 
 
 @settings(each_time_the_same, max_examples=60)
@@ -217,4 +281,8 @@ def test_a_value_that_cannot_make_data_is_refused_and_named(given, make):
     given, wrong = given
     given = {"input_dir": "corpus"} | given if "input_text" not in given else given
     error, _ = make(given)
-    assert wrong in error or given[wrong] in error or data_conflict({name: value for name, value in given.items() if name != wrong}), error
+    assert (
+        wrong in error
+        or given[wrong] in error
+        or data_conflict({name: value for name, value in given.items() if name != wrong})
+    ), error

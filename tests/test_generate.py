@@ -1,3 +1,5 @@
+"""Text, drawn with the network's probabilities."""
+
 import subprocess
 import sys
 
@@ -5,66 +7,75 @@ import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
-from absl import flags
+from commands import one_line, run_command
 from conftest import PROJECT
-from test_flags import flags_of
 
 import generate
-from generate import Writer
-from runs import TrainedRun
-from tokenization import BOS, EOS, PAD, UNK, Tokenizer
+from layers.attention import score_bias
+from support.tokenization import BOS, EOS, PAD, UNK, Tokenizer
+from training import writer
+from training.trained_run import TrainedRun
+from training.writer import Writer
 
 PROMPT = [7, 30, 9, 50, 11, 4, 80, 21, 15]  # longer than the memory
+MEM_LEN = 5
 
 
 @pytest.fixture(scope="module")
 def network(search_run):
-    model, tau, _ = TrainedRun(search_run).network(mem_len=5)
-    for layer in (model.embedding.embeddings, model.softmax.head):  # likelier ids differ from context to context
+    model, _ = TrainedRun(search_run).network()
+    # With larger weights the likeliest ids differ from context to context.
+    for layer in (model.embedding.embeddings, model.softmax.head):
         layer.assign(layer + np.random.default_rng(0).normal(size=layer.shape))
     kernel = model.softmax.head.numpy()
     kernel[-1, [PAD, BOS, UNK]] += 9  # the likeliest by far, and yet never written
     model.softmax.head.assign(kernel)
-    return model, tau
+    return model
 
 
-def log_prob_after(model, tau, tokens):
-    """Log-probabilities [V] of what follows some tokens, read one at a time."""
-    memory = model.empty_memory(1)
+def log_probs(model, tokens):
+    """Log-probabilities [N, V] of what follows each of some tokens, read one at a time."""
+    memory, found = model.empty_memory(1, MEM_LEN), []
     for position, token in enumerate(tokens):
-        hidden, memory = model(tf.constant([[token]]), memory, filled=min(position, model.mem_len), tau=tau)
-    return model.softmax.log_prob(hidden[0]).numpy()[0]
+        filled = min(position, MEM_LEN)
+        hidden, memory = model(tf.constant([[token]]), memory, filled=filled)
+        found.append(model.softmax.log_prob(hidden[0]).numpy()[0])
+    return np.array(found)
 
 
 def test_without_temperature_the_likeliest_id_follows(network):
-    written = list(Writer(*network, False, temperature=0.0).write(PROMPT, 12, seed=0))
-    for number, token in enumerate(written):
-        scores = log_prob_after(*network, PROMPT + written[:number])
-        scores[[PAD, BOS, UNK]] = -np.inf
-        assert token == scores.argmax()
+    written = list(Writer(network, MEM_LEN).write(PROMPT, 12, seed=0, temperature=0))
+    scores = log_probs(network, PROMPT + written[:-1])[len(PROMPT) - 1 :]
+    scores[:, [PAD, BOS, UNK]] = -np.inf
+    assert written == scores.argmax(axis=1).tolist()
     assert len(written) == 12 and len(set(written)) > 2
 
 
 def test_ids_are_drawn_with_their_probability(network):
-    writer = Writer(*network, False, temperature=0.8)
-    drawn = [next(writer.write([7], 1, seed)) for seed in range(2000)]
-    scores = log_prob_after(*network, [7]) / 0.8
+    writer = Writer(network, MEM_LEN)
+    drawn = [next(writer.write([7], 1, seed, temperature=0.8)) for seed in range(2000)]
+    scores = log_probs(network, [7])[0] / 0.8
     scores[[PAD, BOS, UNK]] = -np.inf
     probability = np.exp(scores) / np.exp(scores).sum()
     frequency = np.bincount(drawn, minlength=len(scores)) / 2000
-    assert np.all(np.abs(frequency - probability) <= 4.5 * np.sqrt(probability * (1 - probability) / 2000) + 1e-9)
+    deviation = np.sqrt(probability * (1 - probability) / 2000)
+    assert np.all(np.abs(frequency - probability) <= 4.5 * deviation + 1e-9)
 
 
 def test_the_same_seed_writes_the_same_and_another_something_else(network):
-    texts = [list(Writer(*network, False).write(PROMPT, 20, seed)) for seed in (3, 3, 4)]
-    assert texts[0] == texts[1] != texts[2]
+    one, two = Writer(network, MEM_LEN), Writer(network, MEM_LEN)
+    written = [
+        list(writer.write(PROMPT, 20, seed)) for writer, seed in ((one, 3), (one, 4), (two, 3))
+    ]
+    assert written[0] == written[2] != written[1]
 
 
 def test_compiled_and_graph_mode_write_the_same(search_run):
     texts = []
     for compiled in (False, True):
-        model, tau, _ = TrainedRun(search_run).network(static_shapes=compiled)
-        texts.append(list(Writer(model, tau, compiled, top_k=20, top_p=0.9).write(PROMPT, 8, seed=1)))
+        model, _ = TrainedRun(search_run).network(static_shapes=compiled)
+        writer = Writer(model, MEM_LEN, jit_compile=compiled)
+        texts.append(list(writer.write(PROMPT, 8, seed=1, top_k=20, top_p=0.9)))
     assert texts[0] == texts[1]
 
 
@@ -75,7 +86,9 @@ def test_top_k_and_top_p_keep_what_a_plain_loop_keeps():
         probability = np.exp(scores) / np.exp(scores).sum()
         order = np.argsort(-scores)
         for k in (1, 7, 50, 80):
-            assert set(np.flatnonzero(np.isfinite(generate.keep_top_k(scores, k)))) == set(order[:k])
+            assert set(np.flatnonzero(np.isfinite(writer.keep_top_k(scores, k)))) == set(
+                order[:k]
+            )
         for p in (1e-6, 0.3, 0.9, 0.999):
             kept, total = [], 0.0
             for token in order:
@@ -83,70 +96,95 @@ def test_top_k_and_top_p_keep_what_a_plain_loop_keeps():
                     break
                 kept.append(token)
                 total += probability[token]
-            assert set(np.flatnonzero(np.isfinite(generate.keep_top_p(scores, p)))) == set(kept)
-        unchanged = np.isfinite(generate.keep_top_k(scores, 7))
-        assert np.array_equal(generate.keep_top_k(scores, 7).numpy()[unchanged], scores[unchanged])
+            assert set(np.flatnonzero(np.isfinite(writer.keep_top_p(scores, p)))) == set(kept)
+        unchanged = np.isfinite(writer.keep_top_k(scores, 7))
+        assert np.array_equal(writer.keep_top_k(scores, 7).numpy()[unchanged], scores[unchanged])
+
+
+def test_a_token_sees_as_far_back_as_the_last_of_a_window_in_training():
+    seen = np.sum(score_bias(seq_len=8, mem_len=6, filled=6).numpy()[-1] == 0)
+    assert writer.memory_length(mem_len=6, seq_len=8) == seen - 1  # itself is not in the memory
 
 
 def test_the_cost_of_a_token_does_not_grow(network):
     traces = []
-    writer = Writer(*network, False)
-    following = writer._next
+    writer = Writer(network, MEM_LEN)
+    following = writer.next
     writer._compiled = tf.function(lambda *arguments: traces.append(1) or following(*arguments))
-    shapes = {tuple(writer._compiled(tf.constant(5), network[0].empty_memory(1), tf.constant(position), tf.constant(0))[1].shape) for position in (0, 1, 900)}
+    memory, shapes = network.empty_memory(1, MEM_LEN), set()
+    for position in (0, 1, 900):
+        settings = map(tf.constant, (position, 0, 1.0, 0, 1.0))
+        _, new_memory = writer._compiled(tf.constant(5), memory, *settings)
+        shapes.add(tuple(new_memory.shape))
     assert len(traces) == 1 and len(shapes) == 1
 
 
-def run_generate(*flags, stdin=""):
-    return subprocess.run([sys.executable, PROJECT / "generate.py", *flags], input=stdin, capture_output=True, text=True)
-
-
 def test_on_the_console(search_run):
-    run = f"--run={search_run}"
-    one, two = (run_generate(run, "--prompt=Ωmega and a word", "--num_tokens=6", f"--num_samples={n}", "--seed=5") for n in (1, 2))
-    assert one.returncode == 0 and one.stderr == "" and one.stdout.startswith("Ωmega and a word")
-    assert two.stdout.startswith(one.stdout) and two.stdout.count("\n") == 2 == len(set(two.stdout.splitlines()))
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(search_run / "tokenizer.model"))
-    model, tau, _ = TrainedRun(search_run).network(mem_len=6 + 8 - 1)
-    prompt = tokenizer.encode("Ωmega and a word")
-    written = list(Writer(model, tau, False).write(prompt, 6, 5))
-    whole = b"".join(piece_bytes(tokenizer.id_to_piece(token)) for token in written).decode(errors="replace")
-    assert one.stdout == "Ωmega and a word" + whole + "\n"
-    typed = run_generate(run, "--num_tokens=2", stdin="one\n\n  \ntwo ? é 红 ☃\n")
-    assert [line[:3] for line in typed.stdout.splitlines()] == ["one", "two"] and "two ? é 红 ☃" in typed.stdout and typed.stderr == ""
+    run, prompt, num_tokens = f"--run={search_run}", "Ωmega and a word", "--num_tokens=6"
+    given = [run, f"--prompt={prompt}", num_tokens, "--seed=5"]
+    one, two = (run_command(generate, *given, f"--num_samples={n}") for n in (1, 2))
+    assert one.returncode == 0 and one.stderr == "" and one.stdout.startswith(prompt)
+    assert two.stdout.startswith(one.stdout) and two.stdout.count("\n") == 2
+    assert len(set(two.stdout.splitlines())) == 2
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(search_run / "tokenizer.model"))
+    model, _ = TrainedRun(search_run).network()
+    written = list(Writer(model, mem_len=6 + 8 - 1).write(pieces.encode(prompt), 6, 5))
+    text = b"".join(piece_bytes(pieces.id_to_piece(token)) for token in written)
+    assert one.stdout == prompt + text.decode(errors="replace") + "\n"
+    # The whole process, which reads what is typed.
+    command = [sys.executable, PROJECT / "generate.py", run, num_tokens, "--seed=5"]
+    typed = subprocess.run(
+        command, input=f"{prompt}\n\n  \ntwo ? é 红 ☃\n", capture_output=True, text=True
+    )
+    assert typed.returncode == 0 and typed.stderr == ""
+    assert typed.stdout.startswith(one.stdout + "two ? é 红 ☃") and typed.stdout.count("\n") == 2
 
 
 def piece_bytes(piece):
-    return bytes([int(piece[1:-1], 16)]) if piece.startswith("<0x") else piece.replace("▁", " ").encode()
+    return (
+        bytes([int(piece[1:-1], 16)])
+        if piece.startswith("<0x")
+        else piece.replace("▁", " ").encode()
+    )
 
 
-def test_a_prompt_of_several_lines_is_read_as_training_reads_a_text(search_run, data_dir, monkeypatch, capsys):
+def test_a_prompt_of_several_lines_is_read_as_training_reads_a_text(
+    search_run, data_dir, monkeypatch
+):
     tokenizer, prompts = Tokenizer(data_dir / "tokenizer.model"), []
-    monkeypatch.setattr(Writer, "write", lambda self, prompt, num_tokens, seed: prompts.append(prompt.tolist()) or iter([EOS, 9]))
+    monkeypatch.setattr(
+        Writer,
+        "write",
+        lambda self, prompt, *settings: prompts.append(prompt.tolist()) or iter([EOS, 9]),
+    )
     text = "the city\nof the\u2028old "
-    with flags_of(generate):
-        flags.FLAGS(["generate.py", f"--run={search_run}", f"--prompt={text}"])
-        generate.main(None)
-    expected = [token for line in ("the city", "of the old") for token in tokenizer.encode(line, False)]
+    done = run_command(generate, f"--run={search_run}", f"--prompt={text}")
+    expected = [
+        token for line in ("the city", "of the old") for token in tokenizer.encode(line, False)
+    ]
     assert prompts == [expected]
     piece = "".join(tokenizer.decode([9]))
-    assert capsys.readouterr().out == f"{text.rstrip(' ')}\n{piece}\n"
+    assert done.returncode == 0 and done.stdout == f"{text.rstrip(' ')}\n{piece}\n"
 
 
 def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(search_run):
-    run, wrong = f"--run={search_run}", b"caf\xe9"
-    given = subprocess.run([sys.executable, PROJECT / "generate.py", run, b"--prompt=" + wrong], capture_output=True)
-    typed = subprocess.run([sys.executable, PROJECT / "generate.py", run], input=wrong + b"\n", capture_output=True)
-    assert (given.returncode, given.stderr) == (1, b"error: the value of --prompt is not UTF-8\n")
-    assert (typed.returncode, typed.stderr) == (1, b"error: the prompt is not UTF-8\n")
+    run = f"--run={search_run}"
+    as_python_reads_it = "--prompt=caf\udce9"  # the byte E9
+    given = run_command(generate, run, as_python_reads_it)
+    typed = run_command(generate, run, stdin=b"caf\xe9\n")
+    assert one_line(given) == "error: the value of --prompt is not UTF-8\n"
+    assert one_line(typed) == "error: the prompt is not UTF-8\n"
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--prompt=  "], "the prompt is empty: there is nothing to continue"),
-    (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
-    (["--prompt=x", "--top_k=0"], "flag --top_k=0"),
-    (["--prompt=x", "--temperature=nan"], "flag --temperature=nan"),
-    (["--prompt=x", "--checkpoint=worst"], "has no checkpoint 'worst': there is best, latest")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--prompt=  "], "the prompt is empty: there is nothing to continue"),
+        (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
+        (["--prompt=x", "--top_k=-1"], "flag --top_k=-1"),
+        (["--prompt=x", "--temperature=nan"], "flag --temperature=nan"),
+        (["--prompt=x", "--checkpoint=worst"], "has no checkpoint 'worst': there is best, latest"),
+    ],
+)
 def test_mistakes_end_in_one_line(flags, message, search_run):
-    done = run_generate(f"--run={search_run}", *flags)
-    assert done.returncode == 1 and message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in one_line(run_command(generate, f"--run={search_run}", *flags))

@@ -1,41 +1,53 @@
+"""The pictures of a search."""
+
+import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import PROJECT
+import warm
+from commands import one_line, run_command
+from conftest import PROJECT, results_of
+from matplotlib import pyplot
 from PIL import Image
 
+import evaluate
 import plot_search
-from runs import TrainedRun
-from support import files
+from support import files, pictures
 from support.cli import InputError
+from training.trained_run import TrainedRun
 
 
 def test_curves_are_those_that_training_wrote(search_run):
-    curves = TrainedRun(search_run).scalars("train")
+    curves = TrainedRun(search_run).recorded("train")
     log = (search_run / "training_log.log").read_text()
-    written = [(int(line.split("step ")[1].split("/")[0].replace(",", "")), float(line.split("loss ")[1].split()[0]))
-               for line in log.splitlines() if "tokens/s" in line]
+    written = re.findall(r" step ([\d,]+)/.*  loss (\S+) .* tokens/s", log)
     steps, losses = curves["loss"]
-    assert steps.tolist() == [step for step, _ in written] and losses == pytest.approx([loss for _, loss in written], abs=1e-4)
-    steps, pi = plot_search.recorded_pi(curves)
-    assert steps.tolist() == curves["loss"][0].tolist() and pi.shape == (len(steps), 2, 3) and np.allclose(pi.sum(axis=2), 1)
-    assert np.allclose(pi[:, 1, 2], curves["pi/block_2/identity"][1])
+    assert steps.tolist() == [int(step.replace(",", "")) for step, _ in written]
+    assert losses == pytest.approx([float(loss) for _, loss in written], abs=1e-4)
+    steps_of_pi, pi = TrainedRun(search_run).recorded("train", plugin="pi")["pi/all"]
+    assert steps_of_pi.tolist() == steps.tolist()
+    assert pi.shape == (len(steps), 2, 3) and np.allclose(pi.sum(axis=2), 1)
+    assert np.allclose(pi[-1], results_of(search_run)["pi"])
+    assert np.allclose(pi[:, :, 2].sum(axis=1), curves["pi/identity_blocks"][1])
 
 
 def test_entropy_by_hand():
-    assert plot_search.entropy(np.array([[1 / 3] * 3, [1, 0, 0], [0.5, 0.5, 0]])) == pytest.approx([np.log(3), 0, np.log(2)])
+    found = plot_search.entropy(np.array([[1 / 3] * 3, [1, 0, 0], [0.5, 0.5, 0]]))
+    assert found == pytest.approx([np.log(3), 0, np.log(2)])
 
 
 def test_the_animation_and_the_still_picture(search_run, tmp_path):
     run = shutil.copytree(search_run, tmp_path / "logs" / "run")
     config = files.read_json(run / "config.json")
-    files.write_json(run / "config.json", config | {"data": config["data"] | {"corpus": "Ba$$in {0} 红楼梦"}})  # a name is plain text
-    done = subprocess.run([sys.executable, PROJECT / "plot_search.py", f"--run={run}"], capture_output=True, text=True)
+    config["data"]["corpus"] = "Ba$$in {0} 红楼梦"  # a name is plain text
+    files.write_json(run / "config.json", config)
+    command = [*warm.PYTHON, PROJECT / "plot_search.py", f"--run={run}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    steps = len(TrainedRun(run).scalars("train")["loss"][0])
+    assert done.stdout == f"wrote {run}/search.gif and {run}/search.png\n"
+    steps = len(TrainedRun(run).recorded("train")["loss"][0])
     with Image.open(run / "search.gif") as movie:
         assert movie.is_animated and movie.n_frames == min(steps, plot_search.FRAMES)
         first = np.asarray(movie.convert("L"))
@@ -54,9 +66,96 @@ def test_every_picture_names_run_corpus_and_step(search_run):
     axes = search.figure.axes[0]
     assert axes.get_title() == f"pi at step {search.steps[-1]:,} of supernet, markov"
     assert len(first) == len(axes.texts) == 6 and first != [text.get_text() for text in axes.texts]
-    assert [axes.get_title() for axes in search.figure.axes[1:]] == ["loss, nats per token", "perplexity", "temperature tau", "entropy of pi, nats"]
+    marks = [axes.lines[-1].get_xdata() for axes in search.figure.axes[1:]]
+    assert marks == [[search.steps[-1]] * 2] * 4
+    assert [axes.get_title() for axes in search.figure.axes[1:]] == [
+        "loss, nats per token",
+        "perplexity",
+        "temperature tau",
+        "entropy of pi, nats",
+    ]
+
+
+def test_shades_and_numbers_of_a_heat_map_are_those_of_its_place():
+    pi = np.array([[0.7, 0.2, 0.1], [0.1, 0.0, 0.9]])
+    axes = pyplot.figure().subplots()
+    pictures.draw_pi(axes, pi, ["attention", "dense", "identity"], "title")
+    shades = np.asarray(axes.images[0].get_array())  # kinds down, blocks across
+    assert np.array_equal(shades, pi.T)
+    for text in axes.texts:
+        block, kind = text.get_position()
+        assert text.get_text() == f"{pi[block, kind]:.2f}"
+        assert (text.get_weight() == "bold") == (kind == pi[block].argmax())
 
 
 def test_a_fixed_network_has_no_search_to_draw(run_train):
     with pytest.raises(InputError, match="has no record of a search"):
         plot_search.SearchFigure(TrainedRun(run_train(architecture="a", max_steps=3)))
+
+
+def test_the_picture_of_attention_is_grey_and_tells_tokens_and_window(begun, capsys):
+    run = TrainedRun(begun)
+    text = "the city of the old king and the sea $ _ ^ {"
+    paths = plot_search.draw_attention(run, text)
+    assert paths == [begun / "attention_block_1.png", begun / "attention_block_2.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        assert np.ptp(pixels, axis=2).max() == 0 and pixels.std() > 20
+    weights, tokens = run.attention(text)
+    figure = pictures.attention_figure(
+        weights[0][..., -len(tokens):], tokens, run.data["seq_len"], "title")
+    heads = [axes for axes in figure.axes if axes.images]
+    assert len(heads) == run.sizes.num_heads
+    for axes, expected in zip(heads, weights[0]):
+        assert np.array_equal(axes.images[0].get_array(), expected[:, run.sizes.mem_len:])
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            token.strip() or token for token in tokens]
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "there is no attention to draw"), ("a b c d " * 40, "80 can be drawn legibly")])
+def test_a_text_whose_attention_cannot_be_drawn(text, message, search_run):
+    with pytest.raises(InputError, match=message):
+        plot_search.draw_attention(TrainedRun(search_run), text)
+
+
+def test_the_front_is_what_no_other_beats():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 30):
+        costs, losses = rng.integers(0, 9, [2, size]).astype(float)
+        found = pictures.front(costs, losses)
+        beaten = [any(costs[other] <= costs[one] and losses[other] <= losses[one]
+                      and (costs[other], losses[other]) != (costs[one], losses[one])
+                      for other in range(size)) for one in range(size)]
+        points = {(costs[one], losses[one]) for one in range(size) if not beaten[one]}
+        assert {(costs[one], losses[one]) for one in found} == points
+        assert len(found) == len(points) and np.all(np.diff(costs[found]) > 0)
+
+
+def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(begun, tmp_path / "logs" / "random_1")
+    compare = "--compare=logs/supernet,logs/random_1"
+    lacking = run_command(plot_search, compare)
+    assert "has no evaluation of the validation split: python evaluate.py" in one_line(lacking)
+    for given in (["--run=logs/supernet,logs/random_1"], ["--run=logs/supernet",
+                                                          "--architecture=da"]):
+        assert run_command(evaluate, *given).returncode == 0
+    drawn = []
+    monkeypatch.setattr(pictures.pyplot, "close", drawn.append)
+    done = run_command(plot_search, compare)
+    assert done.stdout == "wrote logs/supernet/comparison.png\n", done.stderr
+    figure, = drawn
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.texts] == ["ss", "da", "ss"]
+        grey, black = axes.collections
+        assert len(grey.get_offsets()) == 1 and len(black.get_offsets()) == 2
+    report, = (tmp_path / "logs" / "supernet").glob("evaluation_valid_da_*.json")
+    cost, loss = figure.axes[1].collections[1].get_offsets()[1]
+    assert (cost, loss) == tuple(files.read_json(report)[name]
+                                 for name in ("flops_per_token", "bits_per_byte"))
+    with Image.open("logs/supernet/comparison.png") as picture:
+        assert np.ptp(np.asarray(picture.convert("RGB")), axis=2).max() == 0
+    assert "one of --run and --compare" in one_line(run_command(plot_search, compare, "--run=x"))

@@ -1,23 +1,30 @@
+"""The folder of a run, written and read."""
+
+import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from chaos import events_of
-from conftest import PROJECT, TINY
+from conftest import PROJECT, TINY, shared_trainer, tiny_settings
 
 import data_utils
 import train
-from runs import NullRun, Run, TrainedRun
 from support.cli import InputError
+from training.recording import NullRun, Run, configuration
+from training.trained_run import TrainedRun
 
 
 def open_run(data_dir, folder):
     """A run in a folder, with the trainer whose state it keeps."""
+    metadata, settings = data_utils.read_metadata(data_dir), tiny_settings()
+    trainer = shared_trainer(data_dir, metadata, settings)
     with flagsaver.flagsaver(**TINY | {"data_dir": str(data_dir)}):
-        metadata = data_utils.read_metadata(data_dir)
-        trainer = train.Trainer(data_dir, metadata, jit_compile=False)
-        return Run(folder, train.configuration(metadata), data_dir, trainer.state), trainer
+        config = configuration(train.own_flags(), settings, metadata)
+    return Run(folder, config, data_dir, trainer.state), trainer
 
 
 def mark_and_evaluate(run, trainer, step, loss):
@@ -28,7 +35,7 @@ def mark_and_evaluate(run, trainer, step, loss):
 
 
 def theta_of(folder, checkpoint):
-    model, _, step = TrainedRun(folder).network(checkpoint)
+    model, step = TrainedRun(folder).network(checkpoint)
     return step, model.theta.numpy()[0, 0]
 
 
@@ -41,16 +48,17 @@ def test_the_best_network_is_kept_also_when_training_is_resumed(data_dir, tmp_pa
     run, trainer = open_run(data_dir, tmp_path)
     assert trainer.model.theta.numpy()[0, 0] == 3
     mark_and_evaluate(run, trainer, 4, 2.5)
-    assert theta_of(tmp_path, "best") == (2, 2) and theta_of(tmp_path, "4") == (4, 4) and theta_of(tmp_path, "3") == (3, 3)
+    for checkpoint, step in (("best", 2), ("4", 4), ("3", 3)):
+        assert theta_of(tmp_path, checkpoint) == (step, step)
     mark_and_evaluate(run, trainer, 5, 1.5)
     assert theta_of(tmp_path, "best") == (5, 5)
 
 
 def test_a_network_has_every_weight_and_the_temperature_of_its_checkpoint(search_run, data_dir):
-    one, tau, step = TrainedRun(search_run).network("latest")
-    again, _, _ = TrainedRun(search_run).network(str(step), mem_len=20)
+    one, step = TrainedRun(search_run).network("latest")
+    again, _ = TrainedRun(search_run).network(str(step), mem_len=20)
     untrained = open_run(data_dir, search_run.parent.parent / "untrained")[1].model
-    assert abs(tau - 0.1) < 1e-6 and again.mem_len == 20  # tau_end
+    assert abs(one.tau - 0.1) < 1e-6 and again.sizes.mem_len == 20  # tau_end
     for weight, same, other in zip(one.weights, again.weights, untrained.weights):
         assert np.array_equal(weight, same) and not np.array_equal(weight, other), weight.path
 
@@ -66,6 +74,85 @@ def test_a_run_that_goes_on_elsewhere_is_refused(data_dir, tmp_path):
         open_run(data_dir, tmp_path)
     run.close()
     open_run(data_dir, tmp_path)[0].close()
+
+
+def test_a_run_whose_folder_is_removed_stops(data_dir, tmp_path):
+    for act in (lambda run: run.note("a line"), lambda run: run.save(1),
+                lambda run: run.finish({})):
+        old, _ = open_run(data_dir, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(InputError, match="was removed or replaced while it was being trained"):
+            act(old)
+        assert not (tmp_path / "run").exists()
+        new, _ = open_run(data_dir, tmp_path / "run")
+        with pytest.raises(InputError, match="was removed or replaced while it was being trained"):
+            act(old)
+        new.save(1)
+        new.close()
+        shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "I/O")])
+def test_checkpoints_that_cannot_be_read_are_no_new_run(error, data_dir, begun, monkeypatch):
+    listdir, before = os.listdir, sorted(begun.rglob("*"))
+
+    def refuse(path="."):
+        if Path(path).name == "checkpoints":
+            raise error
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(InputError, match="checkpoints cannot be read: "):
+        open_run(data_dir, begun)
+    with pytest.raises(InputError, match="checkpoints cannot be read: "):
+        TrainedRun(begun).network()
+    assert sorted(begun.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no events" * 99])
+def test_an_events_file_that_is_something_else_is_set_aside(content, data_dir, tmp_path, capsys):
+    run, _ = open_run(data_dir, tmp_path)
+    run.scalars("train", 1, {"loss": 1})
+    run.save(1)
+    run.close()
+    (tmp_path / "train" / "events.mine").write_bytes(content)
+    run, _ = open_run(data_dir, tmp_path)
+    run.close()
+    if content:
+        assert (tmp_path / "train" / "set-aside-events.mine").read_bytes() == content
+        assert "events.mine is no events file: it is now " in capsys.readouterr().out
+    assert events_of(tmp_path / "train")[0]["loss"] == {1: 1}
+
+
+def test_curves_that_are_damaged_are_told(data_dir, tmp_path, capsys):
+    run, _ = open_run(data_dir, tmp_path)
+    for step in range(9):
+        run.scalars("train", step, {"loss": step})
+    run.save(9)
+    run.close()
+    path, = tmp_path.glob("train/events*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    steps, _ = TrainedRun(tmp_path).recorded("train")["loss"]
+    assert 0 < len(steps) < 9
+    assert f"{path} is damaged after its first " in capsys.readouterr().err
+
+
+def test_a_network_that_training_replaces_is_read_all_the_same(begun, monkeypatch):
+    run, listed = TrainedRun(begun), []
+    checkpoints = run._checkpoints
+
+    def once_too_early():
+        there = checkpoints()
+        listed.append(there)
+        if len(listed) == 1:  # what was there before; it is gone when it is read
+            owner, step = there["best"]
+            return {"best": (owner, step + 1), str(step + 1): (owner, step + 1)}
+        return there
+
+    monkeypatch.setattr(run, "_checkpoints", once_too_early)
+    assert run.network()[1] == listed[0]["best"][1]
 
 
 @pytest.mark.parametrize("torn", [1, 9, 40])
@@ -85,13 +172,19 @@ def test_curves_have_every_step_once_though_the_process_was_killed(torn, data_di
         run.scalars("train", step, {"loss": 10 * step})
     run.close()
     assert events_of(tmp_path / "train")[0]["loss"] == {1: 1, 2: 2, 3: 30, 4: 40}
-    assert TrainedRun(tmp_path).scalars("train")["loss"][1].tolist() == [1, 2, 30, 40]
+    assert TrainedRun(tmp_path).recorded("train")["loss"][1].tolist() == [1, 2, 30, 40]
 
 
 def test_nothing_that_is_read_can_be_executed():
     """No file of the project asks for pickled objects, or makes code of text."""
-    for path in PROJECT.glob("*.py"):
-        found = re.search(r"pickle|(?<![.\w])(eval|exec|compile|__import__)\(|allow_pickle=True|load_model|joblib|torch\.load|yaml\.load|shell=True|os\.system", path.read_text())
+    forbidden = re.compile(
+        r"pickle|(?<![.\w])(eval|exec|compile|__import__)\(|load_model|joblib|torch\.load"
+        r"|yaml\.load|shell=True|os\.system")
+    folders = ("", "layers", "training", "support")
+    paths = [path for folder in folders for path in (PROJECT / folder).glob("*.py")]
+    assert len(paths) > 30
+    for path in paths:
+        found = forbidden.search(path.read_text())
         assert not found, f"{path.name}: {found[0]}"
 
 

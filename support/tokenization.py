@@ -1,7 +1,8 @@
-"""The tokenizer: a SentencePiece model that is trained on a text, turns text into ids, and ids back into text.
+"""The tokenizer: a SentencePiece model that turns text into ids, and ids back into text.
 
-V vocabulary, L lines, N tokens. Bytes stand for what no piece of a tokenizer trained here covers, so nothing is unknown to it:
-a text comes back as it was normalised. Text to train on, prompts and text to score all go through `Tokenizer.tokenize`.
+V vocabulary, L lines, N tokens. Bytes stand for what no piece of a tokenizer trained here covers,
+so nothing is unknown to it: a text comes back as it was normalised. Text to train on, prompts and
+text to score all go through `Tokenizer.tokenize`.
 """
 
 import codecs
@@ -15,9 +16,8 @@ from typing import Iterable, Iterator
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
-from support import cli, corpora
+from support import cli, corpora, model_proto
 from support.cli import InputError
 from support.corpora import Text
 
@@ -27,12 +27,16 @@ NORMALIZATIONS = ("nfkc_cf", "nfkc", "identity")
 BYTE_PIECES = 256
 SAMPLE_BYTES = 24 << 20  # of a text, about, from which a tokenizer is trained
 SENTENCE_BYTES = 16 << 10  # of these, about, at once
-WIKITEXT_WORDS = ("@-@", "@,@", "@.@", "<unk>")  # a hyphen, the marks within a number, a rare word: each is one piece where a text has it
+# A hyphen, the marks within a number, a rare word: each is one piece where a text has it.
+WIKITEXT_WORDS = ("@-@", "@,@", "@.@", "<unk>")
 SPACE = "▁"  # how SentencePiece writes a space; in a text it is one
 
-# What Python's str.split takes for white space, but for line ends, and what SentencePiece cannot tell from it.
-WHITE_SPACE = r"[\t\v\f\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{2581}]"
-INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"  # soft hyphen, zero-width space, a byte order mark within a text
+# What Python's str.split takes for white space, but for line ends, and what SentencePiece cannot
+# tell from it.
+WHITE_SPACE = (r"[\t\v\f\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
+               r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{2581}]")
+# Soft hyphen, zero-width space, a byte order mark within a text.
+INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"
 
 
 def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
@@ -40,7 +44,8 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
 
     Args:
       text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
-      keep_white_space: otherwise all of it becomes spaces, and characters that nobody sees are left out.
+      keep_white_space: otherwise all of it becomes spaces, and characters that nobody sees are left
+        out.
       normalization_rule_name: of the tokenizer; `identity` keeps those characters too.
 
     Returns:
@@ -55,7 +60,7 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
     return tf.strings.split(text, "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Training
 
 
@@ -63,11 +68,16 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
 class Settings:
     """What a tokenizer is trained for, under SentencePiece's names."""
 
-    model_type: str = "unigram"  # (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or word
-    vocab_size: int | None = None  # pieces, special ids and bytes among them; None: all characters or words
-    normalization_rule_name: str = "nfkc_cf"  # folds case; nfkc keeps it, identity changes no letter
-    character_coverage: float | None = None  # share of the text whose characters are pieces, the rarest others become bytes;
-    # None: SentencePiece's own default, 0.9995, and 1 for char and word
+    # unigram (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or
+    # word
+    model_type: str = "unigram"
+    # pieces, special ids and bytes among them; None: all characters or words
+    vocab_size: int | None = None
+    # nfkc_cf folds case; nfkc keeps it, identity changes no letter
+    normalization_rule_name: str = "nfkc_cf"
+    # share of the text whose characters are pieces, the rarest others become bytes; None:
+    # SentencePiece's own default, 0.9995, and 1 for char and word
+    character_coverage: float | None = None
 
 
 def train_tokenizer(text: Text, settings: Settings) -> bytes:
@@ -78,11 +88,17 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
     Raises:
       InputError: the text is empty, or the vocabulary size is more or less than it supports.
     """
-    keep_white_space, cuts_words = settings.model_type == "char", settings.model_type in ("unigram", "bpe")
+    keep_white_space = settings.model_type == "char"
+    cuts_words = settings.model_type in ("unigram", "bpe")
     lines = _sample(text, keep_white_space, settings.normalization_rule_name)
     if not any(map(bytes.strip, lines)):
         raise InputError(f"{text.name} is empty")
     sample = b"\n".join(lines)
+    words = []
+    if cuts_words:
+        words = [SPACE + word for word in WIKITEXT_WORDS if f" {word}".encode() in sample]
+    coverage = settings.character_coverage or (0.9995 if cuts_words else 1.0)
+    longest = 2 * (SENTENCE_BYTES + corpora.BREAK_BYTES)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -90,28 +106,35 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
             model_writer=model,  # a file's name would be part of the model
             **asdict(settings) | {
                 "vocab_size": settings.vocab_size or 1 << 30,
-                "character_coverage": settings.character_coverage or (0.9995 if cuts_words else 1.0),
+                "character_coverage": coverage,
             },
             use_all_vocab=not settings.vocab_size,
             remove_extra_whitespaces=not keep_white_space,
             add_dummy_prefix=not keep_white_space,
             byte_fallback=True,
-            user_defined_symbols=[SPACE + word for word in WIKITEXT_WORDS if cuts_words and f" {word}".encode() in sample],
+            user_defined_symbols=words,
             pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
-            pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]", unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
-            max_sentence_length=2 * (SENTENCE_BYTES + corpora.BREAK_BYTES),  # longer ones would be left out
+            pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]",
+            unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
+            max_sentence_length=longest,  # longer ones would be left out
             num_threads=16,  # the order of sums, and so every byte, depends on it
             minloglevel=2,
         )
     except RuntimeError as error:
         if not settings.vocab_size:
-            raise InputError(f"no tokenizer can be trained on {text.name}: {str(error).splitlines()[-1]}") from None
-        raise InputError(f"--vocab_size={settings.vocab_size} does not suit {text.name}: {_what_suits(str(error), settings.vocab_size)}") from None
+            why = str(error).splitlines()[-1]
+            raise InputError(f"no tokenizer can be trained on {text.name}: {why}") from None
+        why = _what_suits(str(error), settings.vocab_size)
+        raise InputError(
+            f"--vocab_size={settings.vocab_size} does not suit {text.name}: {why}") from None
     return model.getvalue()
 
 
 def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) -> list[bytes]:
-    """The lines of about `SAMPLE_BYTES` of a text, evenly spread over it; all of it if it is no longer."""
+    """The lines of about `SAMPLE_BYTES` of a text, evenly spread over it.
+
+    They are all of it if it is no longer.
+    """
     every = -(-text.size // SAMPLE_BYTES)
     lines = []
     for part in text.parts:
@@ -135,23 +158,30 @@ def _what_suits(error: str, vocab_size: int) -> str:
 
 
 def ids_by_count(counts: np.ndarray) -> np.ndarray:
-    """The new id of each id [V]: the special ids stay, the others follow by falling count, as the adaptive softmax expects them."""
-    order = np.concatenate([np.arange(UNK + 1), UNK + 1 + np.argsort(-counts[UNK + 1:], kind="stable")])
+    """The new id of each id [V].
+
+    The special ids stay, the others follow by falling count, as the adaptive softmax expects them.
+    """
+    others = UNK + 1 + np.argsort(-counts[UNK + 1:], kind="stable")
+    order = np.concatenate([np.arange(UNK + 1), others])  # [V]
     new_ids = np.empty_like(order)
     new_ids[order] = np.arange(len(order))
     return new_ids
 
 
 def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
-    """A SentencePiece model whose pieces have other ids, `new_ids` [V], and are otherwise the same: it cuts texts alike."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    """A SentencePiece model whose pieces have other ids, `new_ids` [V].
+
+    They are otherwise the same: it cuts texts alike.
+    """
+    proto = model_proto.ModelProto.FromString(model)
     pieces = [copy.deepcopy(proto.pieces[old]) for old in np.argsort(new_ids)]
     del proto.pieces[:]
     proto.pieces.extend(pieces)
     return proto.SerializeToString(deterministic=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Use
 
 
@@ -163,8 +193,11 @@ class Tokenizer:
 
     Attributes:
       vocab_size: V.
-      has_bytes: whether bytes stand for what no piece covers. Otherwise that is unknown, and counted.
-      keeps_white_space: whether white space stays as it is. Otherwise any run of it is one space, and at the ends of a line none.
+      has_bytes: whether bytes stand for what no piece covers. Otherwise that is unknown, and
+        counted.
+      keeps_white_space: whether white space stays as it is. Otherwise any run of it is one space,
+        and at the ends of a line none.
+      sentencepiece: tensorflow-text's tokenizer, which a SavedModel takes along.
 
     Raises:
       InputError: the file is no such model, or its special ids are others than this project's.
@@ -175,21 +208,23 @@ class Tokenizer:
         try:
             with cli.quiet():  # it tells of `identity`
                 pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+            proto = model_proto.ModelProto.FromString(model)
         except Exception:
             raise InputError(f"{path} is not a SentencePiece model") from None
         special = pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id()
         if special != (PAD, BOS, EOS, UNK):
-            raise InputError(f"{path} has the special ids pad {special[0]}, bos {special[1]}, eos {special[2]}, unk {special[3]}; "
-                             f"they must be {PAD}, {BOS}, {EOS}, {UNK}")
+            raise InputError(
+                f"{path} has the special ids pad {special[0]}, bos {special[1]}, "
+                f"eos {special[2]}, unk {special[3]}; they must be {PAD}, {BOS}, {EOS}, {UNK}")
         self.vocab_size, self.has_bytes = pieces.vocab_size(), proto.trainer_spec.byte_fallback
         self.vocabulary = "".join(f"{piece.piece}\t{piece.score:g}\n" for piece in proto.pieces)
         self.keeps_white_space = not proto.normalizer_spec.remove_extra_whitespaces
         self._normalization = proto.normalizer_spec.name
-        self._bytes = [b"\n" if i == EOS else _piece_bytes(piece) for i, piece in enumerate(proto.pieces)]
+        self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
+        self._bytes[EOS] = b"\n"
         text = cli.tensorflow_text()
         with cli.quiet():
-            self._tokenizer = text.SentencepieceTokenizer(model=model)
+            self.sentencepiece = text.SentencepieceTokenizer(model=model)
 
     def tokenize(self, text, add_eos: bool):
         """The ids of a text, line by line.
@@ -199,15 +234,17 @@ class Tokenizer:
           add_eos: put [EOS] where a line ends; otherwise a line end leaves no token.
 
         Returns:
-          int32 [N]; how many words the text has, which white space parts; and how many of its characters are unknown.
+          int32 [N]; how many words the text has, which white space parts; and how many of its
+          characters are unknown.
         """
         tf = cli.tensorflow()
         lines = split_lines(text, self.keeps_white_space, self._normalization)  # [L]
         words = _count_words(text)
         if self.has_bytes:
-            ids, unknown = self._tokenizer.tokenize(lines), tf.constant(0)  # [L, ragged]
+            ids, unknown = self.sentencepiece.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
-            ids, starts, ends = self._tokenizer.tokenize_with_offsets(lines)  # [L, ragged], of bytes
+            tokenized = self.sentencepiece.tokenize_with_offsets(lines)
+            ids, starts, ends = tokenized  # [L, ragged], of bytes
             unknown = tf.reduce_sum(_lengths(lines, ids == UNK, starts, ends))
         if add_eos:  # after all lines but the last, which is still open
             ends = tf.fill([tf.size(lines) - 1, 1], EOS)  # [L - 1, 1]
@@ -219,11 +256,14 @@ class Tokenizer:
         return self.tokenize(cli.tensorflow().constant(text), add_eos)[0].numpy()
 
     def decode(self, ids: Iterable[int], within_line: bool = False) -> Iterator[str]:
-        """Yields the text of one id after another, and nothing while the bytes of a character are not complete.
+        """Yields the text of one id after another.
+
+        While the bytes of a character are not complete, that is nothing.
 
         Args:
           ids: of any length.
-          within_line: whether something stands before them in their line. A line begins with no space of the tokenizer's own.
+          within_line: whether something stands before them in their line. A line begins with no
+            space of the tokenizer's own.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         at_start = not within_line
@@ -236,29 +276,63 @@ class Tokenizer:
             yield text
         yield decoder.decode(b"", final=True)
 
+    def detokenize(self, ids, within_line):
+        """The text of ids, by the same rules as `decode`, inside of a graph.
+
+        Args:
+          ids: int32 [N].
+          within_line: boolean, as of `decode`.
+
+        Returns:
+          UTF-8, a scalar string tensor.
+        """
+        tf = cli.tensorflow()
+        pieces = tf.gather(tf.constant(self._bytes), ids)  # [N]
+        if not self.keeps_white_space:
+            starts_line = tf.concat([[~within_line], ids == EOS], axis=0)[:tf.size(ids)]  # [N]
+            without_space = tf.strings.regex_replace(pieces, f"^[ {SPACE}]", "")  # [N]
+            pieces = tf.where(starts_line, without_space, pieces)
+        text = tf.strings.unicode_transcode(
+            tf.strings.reduce_join(pieces), "UTF-8", "UTF-8", errors="replace")
+        return tf.strings.regex_replace(text, SPACE, " ")
+
+    def shown(self, prompt):
+        """A prompt as what continues it fits: the tokenizer puts a space before a word itself."""
+        tf = cli.tensorflow()
+        return prompt if self.keeps_white_space else tf.strings.regex_replace(prompt, " +$", "")
+
 
 def _count_words(text):
-    """How many words a text has, which white space parts: as many as there are bytes of words behind none."""
+    """How many words a text has, which white space parts.
+
+    They are as many as there are bytes that begin one: the byte before belongs to none.
+    """
     tf = cli.tensorflow()
-    content = tf.io.decode_raw(tf.strings.regex_replace(text, WHITE_SPACE, " "), tf.uint8)  # [bytes]
-    is_word = tf.reduce_all(content[:, None] != tf.constant(list(b" \r\n"), tf.uint8), axis=1)  # [bytes]
+    text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
+    content = tf.io.decode_raw(text, tf.uint8)  # [bytes]
+    ends = tf.constant(list(b" \r\n"), tf.uint8)  # [3]
+    is_word = tf.reduce_all(content[:, None] != ends, axis=1)  # [bytes]
     before = tf.concat([[False], is_word[:-1]], axis=0)[:tf.size(is_word)]  # [bytes]
     return tf.math.count_nonzero(is_word & ~before, dtype=tf.int32)
 
 
 def _piece_bytes(piece) -> bytes:
     """The UTF-8 text of a piece of a model; none for what has no text."""
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    if piece.type == kinds.BYTE:
+    if piece.type == model_proto.BYTE:
         return bytes([int(piece.piece[1:-1], 16)])  # <0x41>
-    if piece.type == kinds.UNKNOWN:
+    if piece.type == model_proto.UNKNOWN:
         return " \N{DOUBLE QUESTION MARK} ".encode()  # as SentencePiece writes it
-    return b"" if piece.type == kinds.CONTROL else piece.piece.encode()
+    return b"" if piece.type == model_proto.CONTROL else piece.piece.encode()
 
 
 def _lengths(lines, chosen, starts, ends):
-    """The characters of the chosen tokens of lines [L]; `chosen` and their places in bytes are ragged, [L, tokens]."""
+    """The number of characters of each chosen token of lines [L].
+
+    `chosen` and the places of tokens, in bytes, are ragged, [L, tokens].
+    """
     tf = cli.tensorflow()
     line = tf.gather(lines, tf.boolean_mask(chosen.value_rowids(), chosen.flat_values))
-    start, end = (tf.boolean_mask(place.flat_values, chosen.flat_values) for place in (starts, ends))
-    return tf.strings.length(tf.strings.strip(tf.strings.substr(line, start, end - start)), "UTF8_CHAR")
+    start = tf.boolean_mask(starts.flat_values, chosen.flat_values)
+    end = tf.boolean_mask(ends.flat_values, chosen.flat_values)
+    token = tf.strings.substr(line, start, end - start)
+    return tf.strings.length(tf.strings.strip(token), "UTF8_CHAR")

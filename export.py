@@ -1,0 +1,92 @@
+"""Saves the network of a run as a SavedModel that takes text and gives numbers or text.
+
+    python export.py --run=logs/supernet
+    python export.py --run=logs/supernet --architecture=found --half --output_dir=serving/par/1
+
+Whoever loads it needs tensorflow and tensorflow-text, and not this repository: docs/python.md.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from support import cli
+from support.cli import InputError
+
+
+def define_flags():
+    cli.define_path("run", None, "the folder of a run", required=True)
+    flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, "
+                        "or the step of one that is there")
+    flags.DEFINE_string(
+        "architecture", None, "of a search a letter for each block, to save only this layer of "
+        "it, with the weights that it has in the search; found for the likeliest at this "
+        "checkpoint (default: the mixture, as it was trained)")
+    cli.define_path("output_dir", None, "where the SavedModel goes; one made earlier is replaced "
+                    "(default: saved_model in the folder of the run)")
+    flags.DEFINE_boolean("half", False, "store the weights as float16")
+
+
+cli.begin(__name__, define_flags)
+
+with cli.quiet():
+    import tensorflow as tf
+
+    import data_utils
+    from layers import as_letters
+    from support import devices, files, output_folder
+    from training.saved_model import signatures
+    from training.trained_run import TrainedRun
+
+RECORD = "export.json"
+
+
+def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir: Path) -> str:
+    """Writes the SavedModel of a network with the weights of a run.
+
+    Returns:
+      A letter for each block of the network.
+
+    Raises:
+      InputError: `output_dir` holds what was not made here; or a weight is too large for `dtype`.
+    """
+    output_folder.check_replaceable(output_dir, RECORD)
+    devices.prepare(run.flags["mixed_precision"])
+    model, step = run.network(run.checkpoint, architecture)
+    for weight in model.weights:
+        if not tf.reduce_all(tf.math.is_finite(tf.cast(weight.value, dtype))):
+            raise InputError(f"{weight.path} is too large for {dtype.name}: export without --half")
+    module, functions = signatures(run.language_model_of(model), dtype)
+    with output_folder.replaced(output_dir) as workspace:
+        folder = workspace / "new"
+        with files.named(output_dir):
+            tf.saved_model.save(module, str(folder), functions)
+        files.write_json(folder / RECORD, {
+            "run": str(run.folder), "step": step, "architecture": as_letters(model.architecture),
+            "weights": dtype.name, "versions": data_utils.versions(),
+            "sha256": output_folder.hashes(folder)})
+    return as_letters(model.architecture)
+
+
+def main(_):
+    FLAGS = flags.FLAGS
+    run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
+    output_dir = Path(FLAGS.output_dir or run.folder / "saved_model")
+    saved = save(run, FLAGS.architecture, tf.float16 if FLAGS.half else tf.float32, output_dir)
+    megabytes = sum(path.stat().st_size for path in output_dir.rglob("*") if path.is_file()) / 1e6
+    start = time.monotonic()
+    tf.saved_model.load(str(output_dir))
+    seconds = time.monotonic() - start
+    what = "the mixture of a search" if "s" in saved else f"the layers {saved}"
+    print(f"wrote {output_dir}: {what}, {megabytes:.1f} MB, loaded in {seconds:.1f} s")
+    if saved != run.flags["architecture"]:
+        print("these layers were trained within the mixture, not alone: expect a higher loss. "
+              f"./train.sh --model_name=found --init_from={run.folder} --architecture={saved} "
+              "trains them, with the sizes of that run",
+              file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,39 @@
+"""The kinds of layer that a block may be. Another one is a class, and a line here.
+
+What a search weighs, the letters of architectures, costs, latency table and pictures follow from
+`KINDS`. `ops` and `draws` hold what they compute with.
+"""
+
+from typing import Sequence
+
+from layers.attention import RelativeAttention
+from layers.dense import FeedForward
+from layers.kind import Identity, Kind
+
+KINDS: dict[str, type[Kind]] = {
+    "attention": RelativeAttention,
+    "dense": FeedForward,
+    "identity": Identity,
+}
+SEARCH = "search"  # a block that is a mixture of all kinds
+
+
+def letters() -> dict[str, str]:
+    """{letter: kind} of every kind of block.
+
+    Raises:
+      ValueError: two have the same letter.
+    """
+    by_letter = {"s": SEARCH}
+    for kind, layer in KINDS.items():
+        if layer.letter in by_letter:
+            other = by_letter[layer.letter]
+            raise ValueError(f"{kind} and {other} have the same letter, {layer.letter}")
+        by_letter[layer.letter] = kind
+    return by_letter
+
+
+def as_letters(architecture: Sequence[str]) -> str:
+    """An architecture, the kind of each block, as text."""
+    letter_of = {kind: letter for letter, kind in letters().items()}
+    return "".join(letter_of[kind] for kind in architecture)

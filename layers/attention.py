@@ -1,0 +1,135 @@
+"""Attention with relative positions over memory and sequence (Dai et al. 2019, section 3.3).
+
+B batch, T sequence length, M memory length, C = M + T context, D model width, H heads.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from layers.kind import Kind, Sizes
+from layers.ops import linear
+
+MASKED = -1e9  # added to a score that must not count
+
+
+def score_bias(seq_len: int, mem_len: int, filled):
+    """What is added to the scores: 0 where query i may see key j <= M + i, if a token filled it.
+
+    Args:
+      seq_len, mem_len: T, M.
+      filled: how many of the M memory positions, the last ones, hold tokens.
+
+    Returns:
+      float32 [T, C].
+    """
+    key = np.arange(mem_len + seq_len)  # [C]
+    causal = key <= mem_len + np.arange(seq_len)[:, None]  # [T, C]
+    return tf.where(causal & (key >= mem_len - filled), 0.0, MASKED)
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Encodings of the distances length - 1 ... 0, float32 [length, width]."""
+    distance = np.arange(length - 1, -1, -1.0)[:, None]
+    frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
+    angle = distance * frequency  # [length, width / 2]
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)[:, :width].astype(np.float32)
+
+
+def relative_shift(x):
+    """Turns scores by distance into scores by key: out[..., i, j] = x[..., i, j + T - i].
+
+    Column c of `x` belongs to distance C - c, column 0 to none. Where the right side lies beyond
+    the last column, j > M + i, the result is a neighbour's value, for the causal mask to remove
+    (Dai et al. 2019, appendix B).
+
+    Args:
+      x: [H, B, T, C + 1].
+
+    Returns:
+      [H, B, T, C].
+    """
+    H, B, T, width = x.shape
+    flat = tf.reshape(x, [H * B, T * width])
+    flat = tf.slice(flat, [0, T], [-1, -1])  # [H B, T C]: row i now begins T - i columns later
+    return tf.reshape(flat, [H, B, T, width - 1])
+
+
+class RelativeAttention(Kind):
+    """Multi-head attention with relative positions."""
+
+    letter = "a"
+    needs_memory = True
+
+    def __init__(self, sizes: Sizes, **kwargs):
+        super().__init__(sizes, **kwargs)
+        D = sizes.d_model
+        self.query = self._weight("query", [D, D])
+        self.key_value = self._weight("key_value", [D, 2 * D])
+        self.position = self._weight("position", [D, D])
+        self.output_kernel = self._weight("output", [D, D])
+        self.content_bias = self._weight("content_bias", [D], "zeros")  # u of the paper
+        self.position_bias = self._weight("position_bias", [D], "zeros")  # v
+        self.built = True
+
+    def call(self, x, context, bias):
+        """Attends from each position of x to memory and to the positions of x up to itself.
+
+        Args:
+          x: [B, T, D].
+          context: [B, C, D], the memory of what came before x, and x.
+          bias: [T, C], added to the scores: `score_bias`.
+
+        Returns:
+          [B, T, D].
+        """
+        return linear(self.attend(x, context, bias)[0], self.output_kernel)  # [B, T, D]
+
+    def attend(self, x, context, bias):
+        """What the heads gather, [B, T, D]; and the weights of their attention, [H, B, T, C]."""
+        B, T, D = x.shape
+        H, C = self.sizes.num_heads, context.shape[1]
+        scale = (D // H) ** -0.5  # of the scores; applied to the small weights on their left side
+        u = tf.reshape(self.content_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
+        v = tf.reshape(self.position_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
+        query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])  # [B, T, H, D/H]
+        query = tf.transpose(query, [2, 0, 1, 3])  # [H, B, T, D/H]
+        key_value = linear(context, self.key_value)  # [B, C, 2 D]
+        key_value = tf.reshape(key_value, [B, C, 2, H, D // H])  # [B, C, 2, H, D/H]
+        key, value = tf.unstack(tf.transpose(key_value, [2, 3, 0, 1, 4]))  # [H, B, C, D/H] each
+        distances = np.pad(sinusoids(C, D), [[1, 0], [0, 0]])  # [C + 1, D], row 0 to be shifted
+        r = linear(tf.cast(distances, x.dtype), self.position)  # [C + 1, D]
+        r = tf.transpose(tf.reshape(r, [C + 1, H, D // H]), [1, 0, 2])  # [H, C + 1, D/H]
+        content = tf.matmul(query + tf.cast(u, x.dtype), key, transpose_b=True)  # [H, B, T, C]
+        by_distance = tf.reshape(query + tf.cast(v, x.dtype), [H, B * T, D // H])  # [H, B T, D/H]
+        by_distance = tf.matmul(by_distance, r, transpose_b=True)  # [H, B T, C + 1]
+        position = relative_shift(tf.reshape(by_distance, [H, B, T, C + 1]))  # [H, B, T, C]
+        scores = content + position  # [H, B, T, C]
+        weights = tf.nn.softmax(tf.cast(scores, tf.float32) + bias)  # [H, B, T, C]
+        attended = tf.matmul(tf.cast(weights, x.dtype), value)  # [H, B, T, D/H]
+        return tf.reshape(tf.transpose(attended, [1, 2, 0, 3]), [B, T, D]), weights
+
+    def multiply_adds(self, B: int, T: int) -> float:
+        """B (T (4 D^2 + 3 C D) + 2 M D^2) + C D^2.
+
+        In this order: q, k, v and output; scores and values; k and v of the memory; positions.
+        """
+        D, M = self.sizes.d_model, self.sizes.mem_len
+        C = M + T
+        return B * (T * (4 * D * D + 3 * C * D) + 2 * M * D * D) + C * D * D
+
+    def numbers_kept(self, B: int, T: int) -> float:
+        """B (D (3 C + 4 T + 2 M) + H T C).
+
+        In this order: what is attended to, k and v; x, q, the heads' output and the norm; both
+        memories; the softmax.
+        """
+        D, H, M = self.sizes.d_model, self.sizes.num_heads, self.sizes.mem_len
+        C = M + T
+        return B * (D * (3 * C + 4 * T + 2 * M) + H * T * C)
+
+    def numbers_at_once(self, B: int, T: int) -> float:
+        """8 B T H C: scores and their gradients."""
+        return 8 * B * T * self.sizes.num_heads * (self.sizes.mem_len + T)
+
+    def _weight(self, name: str, shape: list[int], initializer: str = "glorot_uniform"):
+        return self.add_weight(shape=shape, initializer=initializer, name=name)

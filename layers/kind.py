@@ -1,0 +1,74 @@
+"""What every kind of layer tells of itself.
+
+B batch, T sequence length, M memory length, C = M + T context, D model width.
+"""
+
+from dataclasses import dataclass
+
+import keras
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a network from which its layers are built.
+
+    Attributes:
+      d_model: D, model width.
+      num_heads: H, heads of the attention.
+      d_ffn: F, inner width of the dense layer.
+      mem_len: M, positions of memory.
+    """
+
+    d_model: int = 128
+    num_heads: int = 4
+    d_ffn: int = 1024
+    mem_len: int = 16
+
+
+class Kind(keras.layers.Layer):
+    """A layer that a block may have, from [B, T, D] to [B, T, D].
+
+    Attributes:
+      letter: stands for this kind where an architecture is written as text.
+      post_norm: the block gives LayerNorm(x + Dropout(layer(x))); otherwise layer(x) as it is.
+      needs_memory: it looks at other positions than its own, and is called with (x, context, bias):
+        `context` [B, C, D] is the memory and x, what follows a position included; `bias` [T, C] is
+        0 where position i may see j, and -1e9 where j comes later or no token has filled it. A kind
+        without memory is called with (x) alone: one position at a time must give the same.
+    """
+
+    letter: str
+    post_norm = True
+    needs_memory = False
+
+    def __init__(self, sizes: Sizes, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.sizes = sizes
+
+    def multiply_adds(self, B: int, T: int) -> float:
+        """Those of its matrix products for a window, forward."""
+        raise NotImplementedError
+
+    def numbers_kept(self, B: int, T: int) -> float:
+        """How many numbers of a window are kept for the gradient, its input not counted."""
+        raise NotImplementedError
+
+    def numbers_at_once(self, B: int, T: int) -> float:
+        """How many more there are while its own gradient is computed."""
+        return 0
+
+
+class Identity(Kind):
+    """The kind that leaves its input as it is (Mandava et al. 2020, section 3)."""
+
+    letter = "i"
+    post_norm = False
+
+    def call(self, x):
+        return x
+
+    def multiply_adds(self, B: int, T: int) -> float:
+        return 0
+
+    def numbers_kept(self, B: int, T: int) -> float:
+        return 0

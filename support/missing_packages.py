@@ -1,0 +1,47 @@
+"""Prints the requirements that this Python does not meet, a line each: missing_packages.py FILE...
+
+environment.sh runs it with Pythons that may have no package at all.
+"""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+TENSORFLOWS = ("tensorflow", "tensorflow-cpu")  # two packages of one library
+
+
+def installed(name: str) -> str | None:
+    """The version of a package."""
+    for package in TENSORFLOWS if name == "tensorflow" else [name]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            pass
+    return None
+
+
+def missing(lines: list[str]) -> list[str]:
+    """The requirements that are not met; tensorflow-text must be of TensorFlow's minor version."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for requirement in map(Requirement, lines):
+        tensorflow = installed("tensorflow")
+        if requirement.name == "tensorflow-text" and tensorflow and "tensorflow" not in found:
+            major, minor, *_ = tensorflow.split(".")
+            requirement = Requirement(f"tensorflow-text=={major}.{minor}.*")
+        have = installed(requirement.name)
+        if have is None or not requirement.specifier.contains(have, prereleases=True):
+            found.append(str(requirement))
+    return found
+
+
+if __name__ == "__main__":
+    requirements = []
+    for path in sys.argv[1:]:
+        with open(path) as file:
+            lines = [line.strip() for line in file]
+        requirements += [line for line in lines if line and not line.startswith("#")]
+    try:
+        print(*missing(requirements), sep="\n")
+    except ImportError:  # TensorFlow needs packaging: it is not here either
+        print(*requirements, sep="\n")

@@ -1,0 +1,220 @@
+"""Which Python the scripts take, and what they install for it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from commands import one_line
+from conftest import PROJECT
+from packaging.requirements import Requirement
+
+ENVIRONMENT = PROJECT / "support" / "environment.sh"
+TOOLS = ("bash", "dirname", "readlink", "grep", "tail", "head", "mkdir", "chmod", "cat", "paste",
+         "mktemp", "rm")
+
+# What Colab had on 2026-08-19 (its GPU image: Ubuntu 22.04, Python 3.13), of what we need.
+COLAB = {
+    "absl-py": "1.4.0", "matplotlib": "3.10.0", "numpy": "2.1.3", "sentencepiece": "0.2.2",
+    "tensorboard": "2.20.0", "tensorflow": "2.20.0", "tensorflow-text": "2.20.1"}
+
+
+def test_colab_has_what_is_required():
+    for line in (PROJECT / "requirements.txt").read_text().splitlines():
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(COLAB[requirement.name]), line
+
+
+def python_of(folder, *files, path=None, script=ENVIRONMENT, **environment):
+    """What `use_python` does in a folder, and the Python that it chooses, on standard output."""
+    choose = 'source "$0"; use_python "$@"; echo "chose $PYTHON"'
+    return subprocess.run(
+        ["bash", "-c", choose, script, *files],
+        cwd=folder,
+        env={"PATH": path or f"{os.path.dirname(sys.executable)}:/usr/bin:/bin"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("requirement, lacks", [
+    ("numpy>=1", ""), ("numpy<1", "numpy<1"), ("# nothing", ""), ("nothing-such", "nothing-such"),
+    ("tensorflow-text>=2", ""), ("tensorflow>=2\ntensorflow-text<2", "")])
+@pytest.mark.parametrize("optimize", ["0", "1"])
+def test_packages_are_looked_at_with_their_versions(requirement, lacks, optimize, tmp_path):
+    (tmp_path / "requirements.txt").write_text(f"{requirement}\nabsl-py\n")
+    (tmp_path / "packaging.py").write_text("raise SystemExit('a file of the current folder ran')")
+    look = subprocess.run(
+        [sys.executable, PROJECT / "support" / "missing_packages.py", "requirements.txt"],
+        cwd=tmp_path, env={"PYTHONOPTIMIZE": optimize}, capture_output=True, text=True)
+    assert look.returncode == 0 and look.stdout.strip() == lacks, look.stderr
+
+
+def test_tensorflow_text_must_be_of_tensorflows_minor_version(tmp_path):
+    """A Python with two packages: folders that look as pip leaves them."""
+    for name, version in (("tensorflow_cpu", "2.20.1"), ("tensorflow_text", "2.19.0")):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
+    os.symlink(Path(sys.modules["packaging"].__file__).parent, tmp_path / "packaging")
+    look = [sys.executable, "-S", PROJECT / "support" / "missing_packages.py"]
+    done = subprocess.run([*look, PROJECT / "requirements.txt"], capture_output=True, text=True,
+                          env={"PYTHONPATH": str(tmp_path)})
+    assert "tensorflow-text==2.20.*" in done.stdout.split(), done.stderr
+    assert not re.search("^tensorflow[<>=]", done.stdout, re.M)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The scripts in a folder with a space, where none of the packages is needed."""
+    folder = tmp_path / "my project"
+    (folder / "support").mkdir(parents=True)
+    for name in ("make_data.sh", "support/environment.sh", "support/missing_packages.py"):
+        shutil.copy(PROJECT / name, folder / name)
+    (folder / "requirements.txt").write_text("absl-py\n")
+    (folder / "sibling.py").write_text("import sys; print('ran', *sys.argv[1:])")
+    (folder / "data_utils.py").write_text("import sibling")
+    return folder
+
+
+def test_the_scripts_work_through_a_link_from_any_folder(project, tmp_path):
+    (tmp_path / "bin").mkdir()
+    os.symlink(project / "make_data.sh", tmp_path / "bin" / "make")
+    for name in ("my project", "support"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+    for variables in ({}, {"CDPATH": str(tmp_path / "elsewhere")}, {"PYTHONSAFEPATH": "1"}):
+        environment = {"PATH": f"{os.path.dirname(sys.executable)}:/usr/bin:/bin"} | variables
+        before = set(tmp_path.rglob("*"))
+        for folder, command in (
+                (tmp_path / "elsewhere", tmp_path / "bin" / "make"), (project, "./make_data.sh"),
+                (tmp_path, "my project/make_data.sh")):
+            done = subprocess.run([command, "--a b"], cwd=folder, env=environment,
+                                  capture_output=True, text=True)
+            assert done.stdout == "ran --a b\n", done.stderr
+        sourced = python_of(project, "requirements.txt", script="support/environment.sh",
+                            **variables)  # as the notebook does
+        assert sourced.stdout == "chose python3\n", sourced.stderr
+        before |= {*tmp_path.rglob("__pycache__"), *tmp_path.rglob("*.pyc")}
+        assert set(tmp_path.rglob("*")) == before
+
+
+def wheel(folder: Path, name: str, version: str):
+    """A package for pip that holds nothing."""
+    contents = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": ""}
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        for part, content in contents.items():
+            file.writestr(f"{name}-{version}.dist-info/{part}", content)
+
+
+BASE_PYTHON = Path(sys.base_prefix) / "bin"  # without packages
+
+
+@pytest.fixture
+def module_of_a_cluster(tmp_path):
+    """Environment variables with which a bare Python has TensorFlow, and pip another package."""
+    (tmp_path / "packages").mkdir()
+    for path in Path(sys.modules["numpy"].__file__).parent.parent.iterdir():
+        if not path.name.startswith(("pip", "wheel", "setuptools")):
+            os.symlink(path, tmp_path / "packages" / path.name)
+    (tmp_path / "wheels").mkdir()
+    wheel(tmp_path / "wheels", "lacking", "1.5")
+    return {
+        "path": f"{BASE_PYTHON}:/usr/bin:/bin", "PYTHONPATH": str(tmp_path / "packages"),
+        "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a Python without the packages")
+def test_a_tensorflow_that_is_there_is_used(project, module_of_a_cluster):
+    needs = project / "needs.txt"
+    needs.write_text("tensorflow>=2\ntensorflow-text>=2\nabsl-py\n")
+    script = project / "support" / "environment.sh"
+    there = python_of(project, needs, script=script, **module_of_a_cluster)
+    assert there.stdout == "chose python3\n" and not (project / ".venv").exists(), there.stderr
+    needs.write_text("tensorflow>=2\ntensorflow-text>=2\nabsl-py\nlacking>=1\n")
+    beside = python_of(project, needs, script=script, **module_of_a_cluster)
+    message, chosen = beside.stdout.splitlines()
+    assert message == "installing lacking>=1 into .venv, beside the TensorFlow of python3, once"
+    assert chosen == f"chose {project}/.venv/bin/python"
+    installed = {path.name for path in (project / ".venv").glob("lib/python*/site-packages/*")}
+    assert installed == {"lacking-1.5.dist-info"}
+    again = python_of(project, needs, script=script, **module_of_a_cluster)
+    assert again.stdout == f"{chosen}\n"
+    shutil.rmtree(project / ".venv")
+    dry = python_of(project, needs, script=script, PIP_DRY_RUN="1", **module_of_a_cluster)
+    assert "still lacks lacking>=1: does a setting of pip" in one_line(dry)
+
+
+@pytest.mark.parametrize("make", [
+    lambda venv: venv.write_text(""),
+    lambda venv: (venv / "bin").mkdir(parents=True),
+    lambda venv: os.symlink("/nowhere", venv)])
+def test_an_environment_that_is_broken_is_told(make, project):
+    make(project / ".venv")
+    needs = project / "needs.txt"
+    needs.write_text("nothing-such\n")
+    done = python_of(project, needs, script=project / "support" / "environment.sh")
+    assert "has no Python that starts: delete it, and run this again" in one_line(done)
+
+
+def fake_python(folder: Path, version: str, lacks: str) -> str:
+    """A PATH whose only python3 has a given version, absl-py, and not the module `lacks`."""
+    folder.mkdir()
+    for tool in TOOLS:
+        os.symlink(shutil.which(tool), folder / tool)
+    script = folder / "python3"
+    script.write_text(f"""#!{shutil.which("bash")}
+case "$*" in
+  *version_info*) [[ {version} == 3.12 ]] ;;
+  *python_version*) echo {version} ;;
+  *missing_packages*) echo "tensorflow>=2"; if [[ $0 == */.venv/* ]]; then echo absl-py; fi ;;
+  *"{lacks}"*) exit 1 ;;
+  *"-m venv"*) mkdir -p "$3/bin"; cat "$0" > "$3/bin/python"; chmod +x "$3/bin/python" ;;
+  *"-m pip"*)
+    while read -r line; do echo "wanted $line"; done
+    echo "ERROR: no such index"; exit 1 ;;
+esac
+""")
+    script.chmod(0o755)
+    return str(folder)
+
+
+def test_a_gpu_gets_its_libraries_in_a_second_try_too(project, tmp_path):
+    path = fake_python(tmp_path / "bin", "3.12", "nothing")
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!{shutil.which('bash')}\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    for _ in range(2):
+        done = subprocess.run(["./make_data.sh"], cwd=project, env={"PATH": path},
+                              capture_output=True, text=True)
+        log = re.search(r"all of it is in (\S+);", one_line(done))[1]
+        assert "wanted tensorflow[and-cuda]" in Path(log).read_text()
+        assert "wanted absl-py" in Path(log).read_text()  # what python3 has, .venv lacks
+
+
+@pytest.mark.parametrize(
+    "version, lacks, message",
+    [
+        ("3.9.1", "nothing", "Python 3.10 to 3.13 is needed, and python3 says 3.9.1: install one"),
+        ("3.12", "import venv", "python3 has no venv module: install it"),
+        ("3.12", "nothing", "the installation failed (ERROR: no such index)"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_says_what_to_do(
+    version, lacks, message, project, tmp_path
+):
+    path = fake_python(tmp_path / "bin", version, lacks)
+    done = subprocess.run(["./make_data.sh"], cwd=project, env={"PATH": path},
+                          capture_output=True, text=True)
+    assert message in one_line(done)
+
+
+def test_a_python_that_does_not_start_is_told(project):
+    done = python_of(project, project / "requirements.txt", PYTHONHOME="/nowhere")
+    assert "python3 says ModuleNotFoundError: No module named 'encodings'" in one_line(done)

@@ -1,0 +1,274 @@
+"""A trained network that has left the repository: SavedModel, Keras' files, functions of text."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from commands import one_line, run_command
+from conftest import VOCAB_SIZE, tiny_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+import evaluate
+import export
+import generate
+from model import PARTransformerXL
+from support.tokenization import EOS, PAD
+from training.trained_run import TrainedRun
+from training.trainer import build_network
+
+TEXTS = ["the city of the old king and the sea", "a", "", "two lines\nof a text é 红\n" * 9]
+SETTINGS = dict(num_tokens=12, temperature=0.8, top_k=30, top_p=0.95, seed=3)
+
+
+@pytest.fixture(scope="module")
+def run(search_run):
+    return TrainedRun(search_run)
+
+
+def loaded(folder) -> dict:
+    module = tf.saved_model.load(str(folder))
+    return {name: keep_alive(module, function) for name, function in module.signatures.items()}
+
+
+def keep_alive(module, function):
+    """A signature with its module, whose weights would be gone otherwise."""
+    def call(**arguments):
+        assert module is not None
+        return {name: value.numpy() for name, value in
+                function(**{name: tf.constant(value) for name, value in arguments.items()}).items()}
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def signatures(saved_model):
+    return loaded(saved_model)
+
+
+# --------------------------------------------------------------------------------------------------
+# Functions of text
+
+
+def test_log_prob_is_what_a_plain_loop_over_windows_gives(run):
+    text, T = TEXTS[3], run.data["seq_len"]
+    ids, _ = run.encode(text)
+    memory, expected = run.model.empty_memory(1), [math.nan]
+    for start in range(0, len(ids) - 1, T):
+        window = ids[start:start + T][:len(ids) - 1 - start]
+        hidden, memory = run.model(tf.constant([window]), memory,
+                                   filled=min(start, run.sizes.mem_len), tau=run.model.tau)
+        log_prob = run.model.softmax.log_prob(hidden[0]).numpy()
+        expected += [log_prob[i, target] for i, target in enumerate(ids[start + 1:start + T + 1])]
+    tokens, found = run.log_prob(text)
+    assert len(tokens) == len(found) == len(ids) > 3 * T
+    assert np.allclose(found, expected, atol=1e-5, equal_nan=True)
+    assert "".join(tokens).split() == text.split()
+
+
+def test_a_text_without_two_tokens_has_no_log_prob(run):
+    assert run.log_prob("")[0] == [] and len(run.log_prob("")[1]) == 0
+    tokens, found = run.log_prob("a")
+    assert len(tokens) == len(found) and np.isnan(found[0])
+
+
+def test_the_trained_temperature_is_the_networks_own(run, search_run):
+    ids, memory = tf.constant([[5, 6, 7]]), run.model.empty_memory(1)
+    own, _ = run.model(ids, memory, filled=0)
+    given, _ = run.model(ids, memory, filled=0, tau=run.model.tau)
+    other, _ = run.model(ids, memory, filled=0, tau=1.0)
+    assert np.array_equal(own, given) and not np.allclose(own, other)
+    state = tf.train.load_checkpoint(str(search_run / "best" / str(run.network()[1]) / "state"))
+    assert run.model.tau == state.get_tensor("tau/.ATTRIBUTES/VARIABLE_VALUE")
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a"], b"a"])
+def test_a_text_is_a_string(text, run):
+    for function in (run.log_prob, run.attention, run.generate):
+        with pytest.raises(TypeError, match="a text must be a string, not "):
+            function(text)
+
+
+def test_attention_reaches_as_far_as_window_and_memory(run):
+    weights, tokens = run.attention(TEXTS[3])
+    N, M, T = len(tokens), run.sizes.mem_len, run.data["seq_len"]
+    assert weights.shape == (2, 2, N, M + N)
+    assert np.allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    for query in range(N):
+        window = query // T * T
+        seen = np.zeros(M + N, bool)
+        seen[M + max(0, window - M):M + query + 1] = True
+        assert np.all((weights[:, :, query] > 0) == seen)
+
+
+@pytest.mark.parametrize("settings", [
+    {"num_tokens": 0}, {"temperature": -1.0}, {"temperature": 1e-30}, {"temperature": math.nan},
+    {"top_k": -1}, {"seed": 2**31}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}])
+def test_settings_out_of_range_are_refused_from_python(settings, run):
+    with pytest.raises(ValueError, match="num_tokens must be 1 or more"):
+        run.generate("a", **settings)
+
+
+# --------------------------------------------------------------------------------------------------
+# SavedModel
+
+AWAY = """
+import json, sys
+import tensorflow as tf, tensorflow_text
+folder, texts, settings = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+module = tf.saved_model.load(folder)
+scores = module.signatures["score"](text=tf.constant(texts))
+settings = {name: tf.constant(value) for name, value in settings.items()}
+written = module.signatures["generate"](prompt=tf.constant(texts[:2]), **settings)["text"]
+assert not {"model", "training", "sentencepiece", "data_utils"} & set(sys.modules)
+print(json.dumps({name: value.numpy().tolist() for name, value in scores.items()}
+                 | {"text": [text.decode() for text in written.numpy()]}))
+"""
+
+
+def test_a_process_that_has_only_tensorflow_gets_what_the_commands_give(
+    saved_model, search_run, tmp_path
+):
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-Ic", AWAY, saved_model, json.dumps(TEXTS), json.dumps(SETTINGS)]
+    done = subprocess.run(command, cwd=tmp_path / "empty", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    away = json.loads(done.stdout)
+    for text, nats, tokens, size in zip(TEXTS, away["nats"], away["tokens"], away["bytes"]):
+        assert size == len(text.encode())
+        if tokens:
+            (tmp_path / "text.txt").write_text(text)
+            score = evaluate.evaluate_run(TrainedRun(search_run), text=tmp_path / "text.txt")
+            assert score["targets"] == tokens
+            assert score["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert [tokens > 0 for tokens in away["tokens"]] == [True, False, False, True]
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    for prompt, text in zip(TEXTS, away["text"]):
+        printed = run_command(generate, f"--run={search_run}", f"--prompt={prompt}", *flags)
+        assert printed.stdout == f"{text}\n"
+
+
+def test_each_text_of_a_batch_gets_what_it_gets_alone(signatures):
+    prompts = ["the city", "a", "two lines\nof a ", "é 红 and the old king of the sea in the city"]
+    together = signatures["generate"](prompt=prompts, **SETTINGS)["text"]
+    alone = [signatures["generate"](prompt=[prompt], **SETTINGS)["text"][0] for prompt in prompts]
+    assert together.tolist() == alone and len(set(alone)) == 4
+    scores = signatures["score"](text=TEXTS)["nats"]
+    assert scores.tolist() == [signatures["score"](text=[text])["nats"][0] for text in TEXTS]
+    assert signatures["score"](text=np.array([], dtype=str))["nats"].shape == (0,)
+
+
+def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, run):
+    ids = [run.encode(text)[0][:6] for text in ("the old king of the city", "a word and a sea")]
+    ids = np.array(ids, np.int32)  # [B, N]
+    tokenized = signatures["tokenize"](text=TEXTS[:2])["token"]
+    assert np.array_equal(tokenized[0], run.encode(TEXTS[0])[0]) and tokenized[1, -1] == PAD
+    sizes, T = run.sizes, run.data["seq_len"]
+    M = sizes.mem_len + T - 1
+    texts = signatures["detokenize"](token=signatures["tokenize"](text=TEXTS)["token"])["text"]
+    assert [text.decode().split() for text in texts] == [text.split() for text in TEXTS]
+    memory = np.zeros([2, 2, M, sizes.d_model], np.float32)
+    own_memory = run.model.empty_memory(2, M)
+    for position in range(ids.shape[1]):
+        filled = np.full(2, min(position, M), np.int32)
+        found = signatures["next"](token=ids[:, position], memory=memory, filled=filled)
+        hidden, own_memory = run.model(
+            tf.constant(ids[:, position:position + 1]), own_memory, filled=min(position, M))
+        expected = run.model.softmax.log_prob(hidden[:, 0])
+        assert np.allclose(found["log_prob"], expected, atol=1e-5)
+        memory = found["memory"]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"prompt": [""]}, "the prompt is empty"), ({"prompt": [b"\xff"]}, "the text is not UTF-8"),
+    ({"num_tokens": 0}, "num_tokens must be 1 or more"), ({"top_k": -1}, "top_k must be 0"),
+    ({"temperature": -1.0}, "temperature must be 0"), ({"top_p": 0.0}, "top_p must be above 0"),
+    ({"temperature": math.nan}, "temperature must be 0"), ({"seed": -1}, "seed must be 0")])
+def test_bad_input_is_named_by_the_graph(changes, message, signatures):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures["generate"](**{"prompt": ["a"]} | SETTINGS | changes)
+
+
+def test_a_found_network_has_only_its_layers_and_half_the_weights_half_the_size(
+    search_run, run, saved_model, tmp_path
+):
+    sizes = {}
+    for half in (False, True):
+        folder = tmp_path / f"half_{half}"
+        done = run_command(export, f"--run={search_run}", "--architecture=found",
+                           f"--half={half}", f"--output_dir={folder}")
+        assert done.returncode == 0 and f"the layers {run.architecture}, " in done.stdout
+        assert "not alone: expect a higher loss" in done.stderr
+        sizes[half] = (folder / "variables" / "variables.data-00000-of-00001").stat().st_size
+        nats = loaded(folder)["score"](text=TEXTS[3:])["nats"][0]
+        model, _ = run.network(architecture="found")
+        expected = float(tf.reduce_sum(run.language_model_of(model).token_nll(TEXTS[3])[1]))
+        assert nats == pytest.approx(expected, rel=1e-2 if half else 1e-5)
+    whole = (saved_model / "variables" / "variables.data-00000-of-00001").stat().st_size
+    assert sizes[True] < 0.6 * sizes[False] < 0.6 * whole
+
+
+def test_an_export_replaces_another_and_nothing_else(begun, saved_model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    given = f"--run={begun}"
+    done = run_command(export, given, f"--output_dir={tmp_path / 'mine'}")
+    assert "holds files that were not made here (notes)" in one_line(done)
+    assert (tmp_path / "mine" / "notes").read_text() == "mine"
+    shutil.copytree(saved_model, begun / "saved_model")
+    done = run_command(export, given, "--half")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith(f"wrote {begun}/saved_model: the mixture of a search, ")
+    assert json.loads((begun / "saved_model" / "export.json").read_text())["weights"] == "float16"
+
+
+@given(ids=st.lists(st.integers(EOS, VOCAB_SIZE - 1).filter(lambda token: token != 3), max_size=12),
+       within_line=st.booleans())
+def test_ids_become_the_same_text_inside_a_graph(ids, within_line, run):
+    pieces = "".join(run.tokenizer.decode(ids, within_line))
+    found = run.tokenizer.detokenize(tf.constant(ids, tf.int32), tf.constant(within_line))
+    assert found.numpy().decode() == pieces
+
+
+# --------------------------------------------------------------------------------------------------
+# Keras
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("changes", [
+    {}, {"tau_is_trainable": True, "architecture": ["search", "dense"]},
+    {"architecture": ["attention", "identity"], "cutoffs": []}])
+def test_a_network_that_keras_saved_gives_the_same(changes, policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = build_network(tiny_settings(**changes), VOCAB_SIZE, static_shapes=False)
+    keras.config.set_dtype_policy("float32")
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    model.tau = 0.3
+    model.save(tmp_path / "network.keras")
+    model.save_weights(tmp_path / "network.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    again = PARTransformerXL.from_config(model.get_config())
+    again.load_weights(tmp_path / "network.weights.h5")
+    tokens = tf.constant(rng.integers(0, VOCAB_SIZE, [2, 5]))
+    expected = model(tokens, model.empty_memory(2), filled=0)
+    for other in (loaded, again):
+        found = other(tokens, other.empty_memory(2), filled=0)
+        assert all(map(np.array_equal, expected, found))
+        assert other.get_config() == model.get_config()
+        log_prob = other.softmax.log_prob(found[0][0])
+        assert np.array_equal(log_prob, model.softmax.log_prob(expected[0][0]))
+
+
+def test_the_summary_shows_shapes(capsys):
+    model = build_network(tiny_settings(), VOCAB_SIZE, static_shapes=False)
+    model.summary()
+    shown = capsys.readouterr().out
+    assert shown.count("(None, None, 8)") == 3 and "?" not in shown

@@ -1,0 +1,152 @@
+"""Runs that somebody else has made: they are read as they are, or refused in one line."""
+
+import copy
+import json
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from commands import one_line, run_command
+from conftest import results_of
+
+import evaluate
+import generate
+import plot_search
+from support import files
+from support.checkpoints import HASHES
+from training import schema
+from training.trained_run import TrainedRun
+
+ODD = [None, True, -1, 0, 1.5, "x", "", [], {}, ["x"], [[]], 10**9, 10**30, "a/b", "x" * 10**6]
+HUGE = {
+    "vocab_size": 10**9, "d_ffn": 10**8, "d_model": 10**6, "mem_len": 10**9,
+    "cutoffs": list(range(1, 999))}
+
+
+def hostile_configurations(config):
+    """Every value that the schema knows, replaced by odd ones, or left out; and some others."""
+    for part in ("flags", "data", "layers", "model"):
+        yield config | {part: None}
+        for name in getattr(schema, part.upper()):
+            yield config | {part: {key: config[part][key] for key in config[part] if key != name}}
+            for value in ODD:
+                yield config | {part: config[part] | {name: value}}
+    for name, value in HUGE.items():
+        changed = copy.deepcopy(config)
+        for part in changed.values():
+            if name in part:
+                part[name] = value
+        yield changed
+    yield config | {"model": config["model"] | {"__class__": "os.system"}}
+    yield config | {"model": config["model"] | {"architecture": ["identity"] * 100_000}}
+    yield config | {"model": config["model"] | {"architecture": ["pooling"] * 2}}
+    yield config | {"data": config["data"] | {"batch_size": 100_000, "seq_len": 100_000}}
+
+
+def tree(folder: Path) -> dict:
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp_path):
+    """What is odd and harmless, such as another name of the corpus, may work."""
+    config, refused, longest = files.read_json(begun / "config.json"), 0, 0
+    generate_a_token = (generate, f"--run={begun}", "--prompt=a word", "--num_tokens=1")
+    assert run_command(*generate_a_token).returncode == 0
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number, hostile in enumerate(hostile_configurations(config)):
+        if hostile == config:
+            continue
+        files.write_json(begun / "config.json", hostile)
+        before, start = tree(tmp_path), time.monotonic()
+        done = run_command(*generate_a_token)
+        longest = max(longest, time.monotonic() - start)
+        if done.returncode:
+            refused += 1
+            assert one_line(done).startswith("error: ") and len(done.stderr) < 400
+        assert tree(tmp_path) == before
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024  # MiB
+    print(f"{number + 1} runs, {refused} refused, {longest:.1f} s, {grown:.0f} MiB")
+    assert number > 200 and refused > number * 0.9 and longest < 10 and grown < 500
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", f"best/{{}}/{HASHES}"])
+@pytest.mark.parametrize("what", ["pipe", "device", "endless", "large", "deep", "digits", "folder"])
+def test_a_file_of_a_stranger_that_is_none(name, what, begun):
+    step = results_of(begun) and os.listdir(begun / "best")[0]
+    path = begun / name.format(step)
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what in ("device", "endless"):
+        os.symlink({"device": "/dev/null", "endless": "/dev/zero"}[what], path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "large":
+        with open(path, "w") as file:
+            file.truncate(1 << 40)
+    else:
+        path.write_text({"deep": "[" * 10**6, "digits": "9" * 10**5}[what])
+    done = run_command(generate, f"--run={begun}", "--prompt=a", "--num_tokens=1")
+    assert path.name in one_line(done)
+
+
+@pytest.mark.parametrize("hashes", [
+    {"checkpoint": {}}, {"checkpoint": []}, {"checkpoint": {"../state.index": "0"}}, {}])
+def test_hashes_that_leave_a_file_out_are_no_hashes(hashes, begun):
+    step = os.listdir(begun / "best")[0]
+    files.write_json(begun / "best" / step / HASHES, hashes)
+    done = run_command(evaluate, f"--run={begun}")
+    assert HASHES in one_line(done)
+
+
+@pytest.mark.parametrize("found", [7, None, "", "a" * 2000, ["a"]])
+def test_an_architecture_of_a_stranger(found, begun):
+    results = files.read_json(begun / "results.json")
+    files.write_json(begun / "results.json", results | {"architecture": found})
+    with pytest.raises(files.InputError, match="results.json is no result"):
+        TrainedRun(begun).architecture
+
+
+def test_what_a_run_is_written_with_does_not_leave_its_folder(begun, run_train, tmp_path):
+    target = tmp_path / "mine.txt"
+    for name in ("search.gif", "search.gif.partial", "search.png"):
+        target.write_text("mine")
+        (begun / name).unlink(missing_ok=True)
+        os.symlink(target, begun / name)
+    assert run_command(plot_search, f"--run={begun}").returncode == 0
+    assert target.read_text() == "mine" and not (begun / "search.gif").is_symlink()
+    for name in ("training_log.log", "checkpoints", "train"):
+        moved = (begun / name).rename(tmp_path / name)
+        os.symlink(moved, begun / name)
+        before = tree(tmp_path)
+        with pytest.raises(files.InputError, match=f"{name} is a link: a run is written into"):
+            run_train()
+        assert tree(tmp_path) == before
+        (begun / name).unlink()
+        moved.rename(begun / name)
+
+
+def test_the_folder_of_runs_may_be_a_link(run_train, tmp_path):
+    (tmp_path / "disk").mkdir()
+    os.symlink(tmp_path / "disk", tmp_path / "logs")
+    run_train(max_steps=2)
+    assert (tmp_path / "disk" / "supernet" / "results.json").is_file()
+
+
+def test_figures_do_not_replace_what_others_made(tmp_path):
+    target = tmp_path / "notes"
+    for make in (lambda: target.write_text("mine"), lambda: target.write_text("{}"),
+                 lambda: os.symlink("/dev/null", target), target.mkdir):
+        shutil.rmtree(target, ignore_errors=True)
+        target.unlink(missing_ok=True)
+        make()
+        with pytest.raises(files.InputError, match="was not made by this program"):
+            files.check_own(target)
+    target.rmdir()
+    files.check_own(target)
+    files.write_json(target, {"a": 1})
+    files.check_own(target)
+    assert json.loads(target.read_text())["a"] == 1

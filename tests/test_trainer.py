@@ -1,0 +1,181 @@
+"""The trainer: what a step does, and to which parameters."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from chaos import state_of
+from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE, results_of, tiny_settings
+
+import data_utils
+from layers.draws import Draws
+from layers.kind import Sizes
+from support import timing
+from support.tokenization import PAD
+from training import scoring
+from training import trainer as trainer_module
+from training.latency import layer_latency
+from training.trainer import Trainer, build_network
+
+
+def loss_of(trainer, steps):
+    """Trains, and gives the mean loss."""
+    trainer.train(steps)
+    return trainer.end_line()[0]
+
+
+def weights_after(trainer, *steps):
+    """Theta and one kernel after each of some numbers of steps."""
+    seen = []
+    for count in steps:
+        trainer.train(count)
+        seen.append((trainer.model.theta.numpy(), trainer.model.softmax.head.numpy()))
+    return seen
+
+
+def test_a_trainer_needs_no_command_line(data_dir):
+    settings = tiny_settings(architecture=["identity"])
+    trainer = Trainer(data_dir, data_utils.read_metadata(data_dir), settings)
+    assert loss_of(trainer, 2) > 3 and trainer.step == 2
+
+
+def test_the_settings_reach_the_network():
+    settings = tiny_settings(proj_dims=[4, 3], dropout_rate=0.3, straight_through=True)
+    network = build_network(settings, VOCAB_SIZE, static_shapes=True)
+    assert [variable.shape[1] for variable in network.softmax.projections] == [4, 3]
+    assert network.softmax.static_shapes and network.straight_through
+    assert [block.dropout_rate for block in network.blocks] == [0.3, 0.3]
+
+
+def test_an_alternating_search_trains_the_architecture_in_its_share_of_the_steps(trainer_of):
+    trainer = trainer_of(search="alternating", arch_share=0.25, warmup_steps=8)
+    trainer.train(6)
+    seen = weights_after(trainer, *[1] * 18)
+    theta, kernel = ([not np.array_equal(a, b) for a, b in zip(values, values[1:])]
+                     for values in zip(*seen))
+    turn = [False] + [False, False, False, True] * 4  # of steps 8 to 24: none in the warm-up
+    assert theta == turn and kernel == [not own for own in turn]
+    counts = {name: int(optimizer.iterations) for name, (optimizer, _) in trainer._groups.items()}
+    assert counts == {"weights": 20, "architecture": 4}
+    again = trainer_of(search="alternating", arch_share=0.25, warmup_steps=8)
+    again.train(24)  # in one call
+    assert np.array_equal(again.model.theta, seen[-1][0])
+    assert np.array_equal(again.model.softmax.head, seen[-1][1])
+
+
+def test_a_joint_search_trains_both_in_every_step(trainer_of):
+    trainer = trainer_of()
+    weights_after(trainer, 5)
+    assert {int(optimizer.iterations) for optimizer, _ in trainer._groups.values()} == {5}
+
+
+def test_the_learning_rate_of_the_architecture_is_scaled(trainer_of):
+    sgd = dict(opt_name="sgd", warmup_steps=0, dropout_rate=0.0)
+    once, = weights_after(trainer_of(arch_lr_factor=1.0, **sgd), 2)
+    thrice, = weights_after(trainer_of(arch_lr_factor=3.0, **sgd), 2)
+    assert np.abs(once[0]).max() > 0 and np.allclose(thrice[0], 3 * once[0], rtol=0.02)
+    assert np.allclose(once[1], thrice[1], rtol=1e-3)
+
+
+def test_max_steps_changes_no_schedule(trainer_of):
+    short, whole = trainer_of(fresh=True, max_steps=30), trainer_of(fresh=True)
+    for trainer in (short, whole):
+        trainer.state.step.assign(25)
+    assert (short.last_step, short.learning_rate, short.tau) == (
+        30, whole.learning_rate, whole.tau)
+    assert short.learning_rate > 0
+
+
+def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
+    table = np.array([5.0, 1.0, 2.0])
+    settings = dict(latency_weight=1.0, warmup_steps=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "layer_latency", lambda *arguments: table)
+        folder = run_train(max_steps=40, **settings)
+        doubled = 2 * table  # measured only once
+        patch.setattr(trainer_module, "layer_latency", lambda *arguments: doubled)
+        resumed = run_train(max_steps=41, **settings)
+    results = results_of(folder)
+    assert results["architecture"] == "dd" and min(row[0] for row in results["pi"]) < 0.3
+    assert np.array_equal(np.frombuffer(state_of(resumed)["latency"], np.float32), table)
+    log = (folder / "training_log.log").read_text()
+    assert "milliseconds per window: attention 5.00, dense 1.00, identity 2.00" in log
+
+
+def test_expected_latency_is_the_sampled_mixture_of_the_table(trainer_of):
+    trainer = trainer_of()
+    trainer.state.latency.assign([5.0, 1.0, 2.0])
+    draws = Draws(0, 3)
+    sample = trainer.model.sample(trainer._tau_at(3), draws).numpy()  # [S, K]
+    expected = (sample @ [5, 1, 2]).sum()
+    assert float(trainer._latency(3, draws, 4)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_layers_are_timed():
+    attention, dense, identity = layer_latency(Sizes(), 32, 32, jit_compile=False)
+    assert 0 < identity < min(attention, dense) and max(attention, dense) < 1000
+
+
+def test_the_times_of_layers_are_milliseconds(monkeypatch):
+    clock = itertools.count(step=0.002)  # seconds from look to look
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert layer_latency(Sizes(8, 2, 16, 6), 2, 4, jit_compile=False) == pytest.approx([2, 2, 2])
+
+
+def test_the_start_of_an_epoch_equals_a_plain_loop(trainer_of, data_dir):
+    architecture = ["attention"] * 2
+    trainer = trainer_of(
+        architecture=architecture, mem_len=20, dropout_rate=0.0, opt_name="sgd", max_lr=0.0)
+    head = trainer.model.softmax.head
+    head.assign(np.random.default_rng(0).normal(size=head.shape))
+    memory, plain = trainer.state.memory * 0, []
+    windows = data_utils.load_windows(data_dir, "train", trainer.metadata)
+    for number, window in enumerate(windows.take(4)):
+        filled = min(number * SEQ_LEN, 20)
+        nll, memory = scoring.window_nll(trainer.model, window, memory, filled, 1.0)
+        plain.append(np.sum(nll) / np.sum(scoring.real_targets(window)))
+    first = [loss_of(trainer, 1) for _ in range(4)]
+    loss_of(trainer, trainer.steps_per_epoch - 4)
+    padded = [np.sum(window[:, 1:] != PAD) for window in windows.as_numpy_iterator()]
+    assert float(trainer.state.epoch.targets) == sum(padded) < len(padded) * BATCH_SIZE * SEQ_LEN
+    second = [loss_of(trainer, 1) for _ in range(4)]
+    assert first == pytest.approx(plain, rel=1e-5)  # nothing is learned at a learning rate of 0 ...
+    assert second == pytest.approx(plain, rel=1e-5)  # ... so the next epoch begins alike
+    assert len(set(first)) == 4
+
+
+def test_an_id_that_occurs_twice_moves_by_the_sum_of_its_gradients(trainer_of):
+    trainer = trainer_of(opt_name="rmsprop", max_lr=0.01, warmup_steps=0)
+    trainer.train(1)  # while the softmax kernels are zero, no gradient reaches the embedding
+    before = trainer.model.embedding.embeddings.numpy()
+    trainer.train(1)
+    moved = np.abs(trainer.model.embedding.embeddings.numpy() - before) / 0.01
+    # RMSprop's first gradient: g / sqrt(0.1 g^2), whatever g
+    assert moved.max() == pytest.approx(math.sqrt(10), rel=1e-3)
+
+
+def test_totals_are_of_what_was_trained(trainer_of):
+    trainer = trainer_of()
+    losses = [loss_of(trainer, 1) for _ in range(3)]
+    trainer.train(4)
+    targets = [int(tf.reduce_sum(scoring.real_targets(window))) for window in
+               data_utils.load_windows(trainer._data_dir, "train", trainer.metadata).take(7)]
+    assert float(trainer.state.epoch.targets) == float(trainer.state.run.targets) == sum(targets)
+    assert float(trainer.state.line.targets) == sum(targets[3:])
+    assert trainer.state.epoch.loss == pytest.approx(trainer.epoch_metrics()["loss"])
+    assert len(set(losses)) == 3
+    trainer.train(trainer.steps_per_epoch)  # to the seventh step of the next epoch, in one call
+    assert float(trainer.state.epoch.targets) == sum(targets)
+    whole = trainer.metadata["splits"]["train"]["tokens"] - BATCH_SIZE
+    assert float(trainer.state.run.targets) == whole + sum(targets)
+
+
+def test_two_trainers_with_one_seed_start_alike_and_with_another_do_not(trainer_of):
+    one, same, other = (trainer_of(fresh=True, seed=seed, architecture=["dense"])
+                        for seed in (1, 1, 2))
+    for mine, theirs, others in zip(one.model.weights, same.model.weights, other.model.weights):
+        assert np.array_equal(mine, theirs)
+        if "kernel" in mine.path or "embedding" in mine.path:
+            assert not np.array_equal(mine, others), mine.path

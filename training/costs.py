@@ -1,0 +1,58 @@
+"""What a network costs: the FLOPs of a window, and the memory of a training step.
+
+B batch, T sequence length, D model width, L blocks, V vocabulary, P parameters. Each kind of layer
+tells its own share.
+"""
+
+import numpy as np
+
+from model import PARTransformerXL
+
+
+def flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:
+    """FLOPs of a window, forward: 2 for each multiply-add of a matrix product, 0 for all else.
+
+    The softmax has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head
+    and tails count the ids in the head and the tails, and tail i has width d_i and n_i ids.
+
+    Args:
+      model: the network.
+      B, T: batch and sequence length.
+      probability: of each id, [V]; a tail counts for the share p_i of the tokens that fall into it.
+    """
+    D, softmax = model.sizes.d_model, model.softmax
+    per_token = D * (softmax.head_size + len(softmax.tails))
+    for (first, end), projection in zip(softmax.tails, softmax.projections):
+        per_token += probability[first:end].sum() * projection.shape[1] * (D + end - first)
+    blocks = sum(layer.multiply_adds(B, T) for layer in _layers(model))
+    return 2 * (blocks + B * T * per_token)
+
+
+def training_memory(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:
+    """Bytes that a training step takes in float32 with Adam, beside what the program itself takes.
+
+    Numbers of 4 bytes:
+
+        parameters  4 P                                   themselves, gradients, Adam's averages
+        layers      what each kind says that it keeps
+        blocks      L B T D                               their inputs
+        at once     of the layer that has most, while its gradient is computed
+        softmax     3 B T (head + tails + sum_i p_i n_i)  logits, probabilities, gradient
+
+    Args:
+      model: the network.
+      B, T: batch and sequence length; of the rows that a device computes at once.
+      probability: of each id, [V], as in `flops`.
+    """
+    softmax = model.softmax
+    logits = softmax.head_size + len(softmax.tails)
+    for first, end in softmax.tails:
+        logits += probability[first:end].sum() * (end - first)
+    inputs = len(model.blocks) * B * T * model.sizes.d_model
+    kept = sum(layer.numbers_kept(B, T) for layer in _layers(model))
+    at_once = max((layer.numbers_at_once(B, T) for layer in _layers(model)), default=0)
+    return 4 * (4 * model.count_params() + inputs + kept + at_once + 3 * B * T * logits)
+
+
+def _layers(model: PARTransformerXL) -> list:
+    return [layer for block in model.blocks for layer in block.branches.values()]

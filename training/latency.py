@@ -1,0 +1,32 @@
+"""How long each kind of layer takes on this machine: the prices in a search for fast networks.
+
+B batch, T sequence length, M memory length, C = M + T context, D model width, K kinds of layer.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from layers import KINDS
+from layers.attention import score_bias
+from layers.kind import Sizes
+from model import Block
+from support import timing
+
+CALLS = 30
+
+
+def layer_latency(sizes: Sizes, batch_size: int, seq_len: int, jit_compile: bool) -> np.ndarray:
+    """Milliseconds that a block of each kind takes for a window [B, T], forward: [K], medians."""
+    M, D = sizes.mem_len, sizes.d_model
+    x = tf.zeros([batch_size, seq_len, D])  # [B, T, D]
+    bias = score_bias(seq_len, M, filled=M)  # [T, C]
+    medians = []
+    for kind in KINDS:
+        block = Block(kind, 0, sizes, dropout_rate=0.0)
+        memory = tf.zeros([batch_size, M, D], block.compute_dtype)  # [B, M, D]
+        forward = tf.function(
+            lambda: block(x, memory=memory, bias=bias)[0], jit_compile=jit_compile or None)
+        forward()
+        times = [timing.seconds(lambda: forward().numpy()) for _ in range(CALLS)]
+        medians.append(1e3 * np.median(times))
+    return np.array(medians)

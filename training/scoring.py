@@ -1,0 +1,159 @@
+"""How well a network predicts: the loss of a window, the score of a text, and its metrics.
+
+B batch, T sequence length, M memory length, A blocks that need memory, D model width, N tokens of a
+text.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Callable
+
+import numpy as np
+import tensorflow as tf
+
+import data_utils
+from support import devices
+from support.tokenization import PAD
+
+
+def window_nll(model, window, memory, filled, tau, draws=None):
+    """The loss of one window.
+
+    Args:
+      model: the network.
+      window: int32 [B, T + 1].
+      memory, filled, tau, draws: as the model takes them.
+
+    Returns:
+      The negative log-likelihood of each target, float32 [B, T], 0 for padding; the next memory.
+    """
+    inputs, targets = window[:, :-1], window[:, 1:]  # [B, T]
+    hidden, memory = model(inputs, memory, filled=filled, tau=tau, draws=draws)
+    flat = tf.reshape(hidden, [-1, hidden.shape[-1]])  # [B T, D]
+    nll = model.softmax(flat, tf.reshape(targets, [-1]))  # [B T]
+    return tf.reshape(nll, targets.shape) * real_targets(window), memory
+
+
+def real_targets(window):
+    """Which targets of a window [B, T + 1] are tokens, 1, and which padding, 0: float32 [B, T]."""
+    return tf.cast(window[:, 1:] != PAD, tf.float32)
+
+
+def filled_memory(model, window, number):
+    """How many memory positions hold tokens at window `number` of a text; at its start, none."""
+    return tf.minimum(number * (window.shape[1] - 1), model.sizes.mem_len)
+
+
+@dataclass
+class Score:
+    """What a network makes of a text.
+
+    Attributes:
+      nll: the summed negative log-likelihood, in nats.
+      targets: of how many tokens.
+      seconds: of each window.
+    """
+
+    nll: float = 0.0
+    targets: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+class Evaluator:
+    """Scores texts with a network: every token after the first, without noise.
+
+    The result depends neither on the batch size nor on the number of replicas: where a text is cut
+    into rows, each row first reads what came before it, as far back as a memory can reach.
+
+    Args:
+      model: the network.
+      jit_compile: compile with XLA.
+      strategy: whose replicas share the rows; None for one device.
+    """
+
+    def __init__(self, model, jit_compile: bool, strategy: tf.distribute.Strategy | None = None):
+        self._model, self._strategy = model, strategy or tf.distribute.get_strategy()
+        self._compiled = tf.function(self._window, jit_compile=jit_compile or None)
+
+    def __call__(self, stream: np.ndarray, batch_size: int, seq_len: int, tau: float | None = None,
+                 between: Callable[[], None] = lambda: None) -> Score:
+        """Scores a stream of tokens.
+
+        Args:
+          stream: int32 [N].
+          batch_size: the rows that are read side by side.
+          seq_len: T.
+          tau: the temperature of the network; None for its own.
+          between: is called after each window.
+        """
+        tau = self._model.tau if tau is None else tau
+        windows_back = -(-self._model.sizes.mem_len // seq_len)  # that one memory reaches
+        lead = self._model.num_memories * windows_back  # through all blocks
+        memory = self._model.empty_memory(batch_size)  # [A, B, M, D]
+        memory = devices.split_rows(self._strategy, memory, axis=1)
+        score = Score()
+        windows = data_utils.scoring_windows(stream, batch_size, seq_len, lead)
+        for number, (window, scored) in enumerate(windows):
+            start = time.perf_counter()
+            scored = scored.astype(np.float32)[:, None]  # [B, 1]
+            window = devices.split_rows(self._strategy, tf.constant(window))
+            scored = devices.split_rows(self._strategy, tf.constant(scored))
+            sums, memory = self._everywhere(
+                window, scored, memory, tf.constant(number), tf.constant(tau))
+            nll, targets = sums.numpy().tolist()
+            score.nll += nll
+            score.targets += int(targets)
+            score.seconds.append(time.perf_counter() - start)
+            between()
+        return score
+
+    @tf.function
+    def _everywhere(self, *arguments):
+        """`_window` on every replica, the sums of all together."""
+        sums, memory = self._strategy.run(lambda *own: self._compiled(*own), args=arguments)
+        return self._strategy.reduce("sum", sums, axis=None), memory
+
+    def _window(self, window, scored, memory, number, tau):
+        """One window on one replica.
+
+        Returns:
+          Loss and number of the targets in rows that are to be scored, [2]; the next memory.
+        """
+        filled = filled_memory(self._model, window, number)
+        nll, memory = window_nll(self._model, window, memory, filled, tau)  # [B, T]
+        targets = tf.reduce_sum(real_targets(window) * scored)  # []
+        return tf.stack([tf.reduce_sum(nll * scored), targets]), memory
+
+
+def metrics(loss: float, text: dict) -> dict:
+    """Loss in nats per token, and what does not depend on the tokenizer.
+
+    Word perplexity and bits per byte spread the negative log-likelihood of all tokens but the first
+    over the raw text. A language without spaces has no words worth the name, and its word
+    perplexity may be infinite. Where characters are unknown to the tokenizer both are None: no
+    figure shall be better because text was left out.
+
+    Args:
+      loss: in nats per token.
+      text: how many `tokens`, `words`, `bytes` and `unknown_characters` it has, as metadata.json
+        says of each split.
+    """
+    total, whole = loss * (text["tokens"] - 1), not text["unknown_characters"]
+    return {
+        "loss": loss,
+        "perplexity": exp(loss),
+        "word_perplexity": exp(total / text["words"]) if whole else None,
+        "bits_per_byte": total / math.log(2) / text["bytes"] if whole else None,
+    }
+
+
+def exp(nats: float) -> float:
+    """e^nats, infinite where that overflows."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def finite(metrics: dict) -> dict:
+    """Metrics, with None for a number that is infinite: JSON has no such number."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.items()}

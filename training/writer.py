@@ -1,0 +1,124 @@
+"""Continues text: one token at a time, at constant cost per token, with memory carried along.
+
+M memory length, A blocks that need memory, D model width, V vocabulary.
+"""
+
+from typing import Iterator, Sequence
+
+import tensorflow as tf
+
+from layers.draws import Draws
+from support.tokenization import BOS, PAD, UNK
+
+EMPTY_PROMPT = "the prompt is empty: there is nothing to continue"
+
+
+class Writer:
+    """Continues token ids.
+
+    Args:
+      model: the network.
+      mem_len: M, positions of memory; `memory_length` says how many.
+      jit_compile: compile with XLA.
+    """
+
+    def __init__(self, model, mem_len: int, jit_compile: bool = False):
+        self.model, self.mem_len = model, mem_len
+        self._compiled = tf.function(self.next, jit_compile=jit_compile or None)
+
+    def write(self, prompt: Sequence[int], num_tokens: int, seed: int, temperature: float = 1.0,
+              top_k: int = 0, top_p: float = 1.0, tau: float | None = None) -> Iterator[int]:
+        """Yields the ids that follow a prompt; for the same seed the same.
+
+        Args:
+          prompt: ids, one at least.
+          num_tokens: how many ids to write.
+          seed, temperature, top_k, top_p: of `draw`.
+          tau: the temperature of the network; None for its own.
+
+        Raises:
+          ValueError: one of them is out of its range.
+        """
+        in_range = (
+            num_tokens >= 1 and 0 <= seed < 2**31 and 0 <= top_k < 2**31 and 0 < top_p <= 1
+            and (temperature == 0 or 0.001 <= temperature <= 1000))
+        if not in_range:
+            raise ValueError("num_tokens must be 1 or more; seed and top_k 0 or more; top_p above "
+                             "0, and 1 at most; temperature 0, or between 0.001 and 1000")
+        memory, drawn = self.model.empty_memory(1, self.mem_len), None
+        settings = [int(seed), float(temperature), int(top_k), float(top_p),
+                    self.model.tau if tau is None else tau]
+        settings = list(map(tf.constant, settings))
+        for position in range(len(prompt) + num_tokens - 1):
+            token = prompt[position] if position < len(prompt) else drawn
+            drawn, memory = self._compiled(
+                tf.constant(token), memory, tf.constant(position), *settings)
+            drawn = int(drawn)
+            if position >= len(prompt) - 1:
+                yield drawn
+
+    def next(self, token, memory, position, seed, temperature, top_k, top_p, tau=None):
+        """Draws what follows a token at a position, and gives the memory [A, 1, M, D] for that."""
+        filled = tf.minimum(position, self.mem_len)
+        log_prob, memory = self.log_prob(token, memory, filled, tau)  # [V], [A, 1, M, D]
+        return draw(log_prob, Draws(seed, position), temperature, top_k, top_p), memory
+
+    def log_prob(self, token, memory, filled, tau=None):
+        """The log-probabilities [V] of what follows a token, and the memory [A, 1, M, D] for that.
+
+        Args:
+          token: an id, int32 [].
+          memory: [A, 1, M, D].
+          filled: how many of its positions, the last ones, hold tokens.
+          tau: the temperature of the network; None for its own.
+        """
+        window = tf.reshape(token, [1, 1])  # [1, 1]
+        hidden, memory = self.model(window, memory, filled=filled, tau=tau)  # [1, 1, D]
+        return self.model.softmax.log_prob(hidden[0])[0], memory
+
+
+def draw(log_prob, draws: Draws, temperature, top_k, top_p):
+    """An id that is drawn with its probability; never one that stands for no text.
+
+    Args:
+      log_prob: [V].
+      draws: random numbers.
+      temperature: below 1 keeps to likelier ids; 0 takes the likeliest.
+      top_k: draw from so many of the likeliest ids; 0 for all.
+      top_p: draw from the likeliest ids that together have this probability.
+
+    Returns:
+      int32 [].
+    """
+    never = [[PAD], [BOS], [UNK]]
+    scores = tf.tensor_scatter_nd_update(log_prob, never, [-float("inf")] * len(never))  # [V]
+
+    def drawn():
+        kept = scores / temperature  # [V]
+        kept = tf.cond(top_k > 0, lambda: keep_top_k(kept, top_k), lambda: kept)  # [V]
+        kept = tf.cond(top_p < 1, lambda: keep_top_p(kept, top_p), lambda: kept)  # [V]
+        return tf.argmax(kept + draws.gumbel(kept.shape), output_type=tf.int32)  # []
+
+    return tf.cond(temperature > 0, drawn, lambda: tf.argmax(scores, output_type=tf.int32))
+
+
+def keep_top_k(scores, k):
+    """Scores [V]; all but the k largest, and those as large as the k-th, become minus infinity."""
+    least = tf.sort(scores, direction="DESCENDING")[tf.minimum(k, scores.shape[0]) - 1]
+    return tf.where(scores >= least, scores, -float("inf"))
+
+
+def keep_top_p(scores, p):
+    """Scores [V] with all but the likeliest ids that together have probability p at minus infinity.
+
+    Nucleus sampling, Holtzman et al. 2020, section 3.1.
+    """
+    descending = tf.sort(tf.nn.softmax(scores), direction="DESCENDING")  # [V]
+    before = tf.cumsum(descending, exclusive=True)  # [V], the probability of the likelier ids
+    least = tf.reduce_min(tf.where(before < p, descending, 1.0))
+    return tf.where(tf.nn.softmax(scores) >= least, scores, -float("inf"))
+
+
+def memory_length(mem_len: int, seq_len: int) -> int:
+    """M for windows of one token: as far back as the last token of a window sees in training."""
+    return mem_len + seq_len - 1
