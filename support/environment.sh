@@ -45,11 +45,11 @@ use_python() { # requirement files
   if fits "$PYTHON" "$@"; then return; fi
   PYTHON=$venv/bin/python
   if fits "$PYTHON" "$@"; then return; fi
+  base=$(supported_python)
   if [ -e "$venv" ] || [ -L "$venv" ]; then
     "$PYTHON" -c '' 2>/dev/null || fail "$venv has no Python that starts: delete it, and run this again"
   fi
 
-  base=$(supported_python)
   if [ -e "$venv" ]; then
     where="into .venv"
   elif needs_tensorflow "$(missing "$base" "$@")"; then

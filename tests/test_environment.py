@@ -215,6 +215,11 @@ def test_an_environment_that_cannot_be_made_says_what_to_do(
     assert message in one_line(done)
 
 
-def test_a_python_that_does_not_start_is_told(project):
-    done = python_of(project, project / "requirements.txt", PYTHONHOME="/nowhere")
+@pytest.mark.parametrize("has_venv", [False, True])
+def test_a_python_that_does_not_start_is_told(has_venv, project):
+    if has_venv:  # it is not to blame
+        (project / ".venv" / "bin").mkdir(parents=True)
+        os.symlink(sys.executable, project / ".venv" / "bin" / "python")
+    done = python_of(project, project / "requirements.txt", PYTHONHOME="/nowhere",
+                     script=project / "support" / "environment.sh")
     assert "python3 says ModuleNotFoundError: No module named 'encodings'" in one_line(done)
