@@ -84,11 +84,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
         name = str(text)
         stream, size = read_text(text, run.tokenizer, run.data["add_eos"])
     else:
-        data_dir = data_dir or Path(run.flags["data_dir"])
-        metadata = data_utils.read_metadata(data_dir)
-        if data_utils.tokenizer_sha256(metadata) != run.data["tokenizer_sha256"]:
-            raise InputError(f"{data_dir} was made with another tokenizer than {run.folder}: "
-                             "--data_dir says where the data are")
+        data_dir, metadata = run.find_data(data_dir)
         name = f"{metadata['corpus']}, {split}"
         stream = data_utils.load_stream(data_dir, split, metadata)
         size = metadata["splits"][split]

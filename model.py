@@ -109,10 +109,7 @@ class PARTransformerXL(keras.Model):
         mixtures = iter(tf.unstack(sample, axis=-2))  # S times [K] or [B, K]
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories, scores = [], []
-        # Adam moves each weight by about the learning rate. A block's output sums D such moves, an
-        # entry of an embedding is one: scaled by sqrt(D), embeddings learn as fast.
-        scale = self.sizes.d_model**0.5
-        x = self.embedding(tokens) * scale  # [B, T, D]
+        x = self.embed(tokens)  # [B, T, D]
         for block in self.blocks:
             inputs = {"draws": draws}
             if block.needs_memory:
@@ -126,9 +123,23 @@ class PARTransformerXL(keras.Model):
                 new_memories.append(new_memory)
         if new_memories:
             memory = tf.stop_gradient(tf.stack(new_memories))  # [A, B, M, D]
+        hidden = x * self.scale  # [B, T, D]
         if return_attention_scores:
-            return x * scale, memory, scores
-        return x * scale, memory
+            return hidden, memory, scores
+        return hidden, memory
+
+    def embed(self, tokens):
+        """The input of the first block, float32 [B, T, D], for tokens [B, T]."""
+        return self.embedding(tokens) * self.scale
+
+    @property
+    def scale(self) -> float:
+        """The factor of embeddings and hidden vectors, sqrt(D).
+
+        Adam moves each weight by about the learning rate. A block's output sums D such moves, an
+        entry of an embedding is one: scaled by sqrt(D), embeddings learn as fast.
+        """
+        return self.sizes.d_model**0.5
 
     def sample(self, tau=None, draws=None, rows: int = 1):
         """The mixture weights of the searched blocks.
@@ -235,19 +246,32 @@ class Block(keras.layers.Layer):
             weights = tf.unstack(mixture)  # K scalars
         elif mixture is not None:
             weights = tf.unstack(mixture[:, None, None], axis=-1)  # K times [B, 1, 1]
+        outputs, new_memory = self.outputs(x, memory, bias, weights, draws)
+        return tf.add_n(outputs), new_memory
+
+    def outputs(self, x, memory, bias, weights, draws=None):
+        """What each layer of the block gives, times its weight.
+
+        Args:
+          x, memory, bias, draws: as of `call`.
+          weights: of its K layers, scalars or [B, 1, 1].
+
+        Returns:
+          K times [B, T, D]; and the memory for the next window, [B, M, D], None if it needs none.
+        """
         inner, new_memory = tf.cast(x, self.compute_dtype), None  # [B, T, D]
         if self.needs_memory:
             context = tf.concat([memory, inner], axis=1)  # [B, C, D]
             new_memory = context[:, x.shape[1]:]  # [B, M, D]
-        branches = []
+        outputs = []
         for (kind, layer), weight in zip(self.branches.items(), weights, strict=True):
             if not layer.post_norm:
-                branches.append(layer(x) * weight)  # [B, T, D]
+                outputs.append(layer(x) * weight)  # [B, T, D]
                 continue
             y = layer(inner, context, bias) if layer.needs_memory else layer(inner)  # [B, T, D]
             y = self._dropout(tf.cast(y, tf.float32), kind, draws)  # [B, T, D]
-            branches.append(self.norms[kind](x + y, weight=weight))  # [B, T, D]
-        return tf.add_n(branches), new_memory
+            outputs.append(self.norms[kind](x + y, weight=weight))  # [B, T, D]
+        return outputs, new_memory
 
     @property
     def attention(self) -> RelativeAttention | None:

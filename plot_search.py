@@ -141,7 +141,7 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
             of_block[..., -len(tokens):], tokens, run.data["seq_len"],
             f"attention of block {number} of {run.folder.name}")
         paths.append(run.folder / f"attention_block_{number}.png")
-        save(figure, paths[-1])
+        pictures.save(figure, paths[-1])
     return paths
 
 
@@ -174,15 +174,8 @@ def draw_comparison(folders: list[Path]) -> Path:
         {"ms per window, median": np.array(milliseconds), "FLOPs per token": np.array(flops)},
         "bits per byte", reports[0]["text"])
     path = folders[0] / "comparison.png"
-    save(figure, path)
+    pictures.save(figure, path)
     return path
-
-
-def save(figure, path: Path):
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    pyplot.close(figure)
-    files.write_whole(path, picture.getvalue())
 
 
 def main(_):

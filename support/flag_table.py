@@ -11,6 +11,7 @@ COMMANDS = {  # module -> what the user types
     "train": "./train.sh",
     "evaluate": "python evaluate.py",
     "generate": "python generate.py",
+    "choose": "python choose.py",
     "plot_search": "python plot_search.py",
     "export": "python export.py",
     "cutoffs": "python cutoffs.py",

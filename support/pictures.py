@@ -5,14 +5,16 @@ README's picture of a block.
 """
 
 import functools
+import io
 import warnings
+from pathlib import Path
 from typing import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib import colors, pyplot
 
-from support import cli
+from support import cli, files
 
 matplotlib.use("Agg")  # without a display
 # Of a corpus' name, whose characters are boxes then.
@@ -133,6 +135,14 @@ def trade_off_figure(names: Sequence[str], random: np.ndarray, losses: np.ndarra
     panels[0, 0].set_ylabel(loss_name)
     figure.suptitle(title, fontsize=9, parse_math=False)
     return figure
+
+
+def save(figure, path: Path):
+    """Writes a figure as PNG, and forgets it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    pyplot.close(figure)
+    files.write_whole(path, picture.getvalue())
 
 
 def pixels(figure) -> np.ndarray:

@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 from commands import flags_of
 
 import bench
+import choose
 import cutoffs
 import data_utils
 import evaluate
@@ -102,6 +103,7 @@ def test_what_is_no_flag_and_no_number_is_refused_before_the_command_begins(argu
         (evaluate, ["run", "text", "data_dir"]),
         (generate, ["run"]),
         (plot_search, ["run", "compare"]),
+        (choose, ["run", "data_dir"]),
         (cutoffs, ["counts_file"]),
         (train, ["data_dir", "architecture", "init_from", "logs_dir"]),
         (bench, ["json"]),

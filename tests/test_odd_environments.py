@@ -21,7 +21,8 @@ import generate
 from support import console, devices
 from support.cli import InputError
 
-COMMANDS = ("data_utils", "train", "evaluate", "generate", "plot_search", "cutoffs", "bench")
+COMMANDS = ("data_utils", "train", "evaluate", "generate", "plot_search", "choose", "cutoffs",
+            "bench")
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TRAIN = [sys.executable, PROJECT / "train.py", "--max_steps=8", "--log_every=4", *tiny.as_flags(
     **tiny.NETWORK | tiny.QUICK)]

@@ -12,7 +12,16 @@ from model import PARTransformerXL
 def flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:
     """FLOPs of a window, forward: 2 for each multiply-add of a matrix product, 0 for all else.
 
-    The softmax has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head
+    Args, Returns: as of `softmax_flops`, for the whole network.
+    """
+    blocks = sum(layer.multiply_adds(B, T) for layer in _layers(model))
+    return 2 * blocks + softmax_flops(model, B, T, probability)
+
+
+def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:
+    """FLOPs of the softmax for a window, forward.
+
+    It has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head
     and tails count the ids in the head and the tails, and tail i has width d_i and n_i ids.
 
     Args:
@@ -24,8 +33,7 @@ def flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> f
     per_token = D * (softmax.head_size + len(softmax.tails))
     for (first, end), projection in zip(softmax.tails, softmax.projections):
         per_token += probability[first:end].sum() * projection.shape[1] * (D + end - first)
-    blocks = sum(layer.multiply_adds(B, T) for layer in _layers(model))
-    return 2 * (blocks + B * T * per_token)
+    return 2 * B * T * per_token
 
 
 def training_memory(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:

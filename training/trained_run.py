@@ -17,6 +17,7 @@ with cli.quiet():
     import keras
     import tensorflow as tf
 
+import data_utils
 from layers import KINDS, SEARCH, as_letters, letters
 from layers.kind import Sizes
 from model import PARTransformerXL
@@ -88,6 +89,19 @@ class TrainedRun:
           InputError: as `network`.
         """
         return self.network(self.checkpoint, static_shapes=self._on_gpu)[0]
+
+    def find_data(self, data_dir: Path | None = None) -> tuple[Path, dict]:
+        """The folder of its data, None for where they were in training; and their metadata.
+
+        Raises:
+          InputError: there are none, or they were made with another tokenizer.
+        """
+        data_dir = data_dir or Path(self.flags["data_dir"])
+        metadata = data_utils.read_metadata(data_dir)
+        if data_utils.tokenizer_sha256(metadata) != self.data["tokenizer_sha256"]:
+            raise InputError(f"{data_dir} was made with another tokenizer than {self.folder}: "
+                             "--data_dir says where the data are")
+        return data_dir, metadata
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -1,0 +1,91 @@
+"""All networks that a search contains, against each of them alone."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from commands import one_line, run_command
+from conftest import train_in
+
+import choose
+import data_utils
+from layers import as_letters
+from support.tokenization import PAD
+from training.choices import ChoiceScorer, architectures
+from training.scoring import filled_memory, window_nll
+from training.trained_run import TrainedRun
+
+
+def test_each_choice_is_scored_as_the_network_that_has_these_layers_alone(
+    begun, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run = TrainedRun(begun)
+    search, _ = run.network()
+    metadata = data_utils.read_metadata(data_dir)
+    windows = list(data_utils.load_windows(data_dir, "valid", metadata).as_numpy_iterator())
+    nll, targets = ChoiceScorer(search)(windows)
+    assert targets == sum(np.sum(window[:, 1:] != PAD) for window in windows)
+    names = [as_letters(kinds) for kinds in architectures(search)]
+    assert sorted(names) == sorted(first + second for first in "adi" for second in "adi")
+    for name, found in zip(names, nll):
+        single, _ = run.network(architecture=name)
+        memory, total = single.empty_memory(metadata["batch_size"]), 0.0
+        for number, window in enumerate(windows):
+            filled = filled_memory(single, window, number)
+            loss, memory = window_nll(single, tf.constant(window), memory, filled, tau=None)
+            total += float(tf.reduce_sum(loss))
+        assert found == pytest.approx(total, rel=1e-5)
+    assert len(set(nll.round(3))) == 9
+
+
+def test_a_budget_names_the_best_network_within_it(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(choose, "layer_latency", lambda *sizes: np.array([3.0, 2.0, 0.5]))
+    done = run_command(choose, "--run=logs/supernet", "--num_windows=3", "--budget_ms=3.6")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    path, = begun.glob("choices_step*.json")
+    choices = json.loads(path.read_text())["choices"]
+    assert path.with_suffix(".png").is_file()
+    cost = {"a": 3.0, "d": 2.0, "i": 0.5}
+    for choice in choices:
+        assert choice["ms_per_window"] == sum(cost[letter] for letter in choice["architecture"])
+    within = [each for each in choices if each["ms_per_window"] <= 3.6]
+    best = min(within, key=lambda each: each["loss"])["architecture"]
+    assert 0 < len(within) < 9
+    assert f"./train.sh --architecture={best} --init_from=logs/supernet\n" in done.stdout
+    front = [line.split()[0] for line in done.stdout.splitlines()[1:] if line[2:4] == "  "]
+    for name in front[:-1]:  # the last line names the choice
+        one, = (each for each in choices if each["architecture"] == name)
+        assert not [each for each in choices if each["loss"] < one["loss"]
+                    and each["ms_per_window"] <= one["ms_per_window"]]
+    done = run_command(choose, "--run=logs/supernet", "--num_windows=1", "--budget_ms=0.9")
+    assert "no network is within the budget: the least is 1" in one_line(done)
+
+
+def test_what_costs_a_choice_are_the_flops_of_evaluate(begun, tmp_path, monkeypatch):
+    """On the tokens of the training split, whose frequencies both count."""
+    monkeypatch.chdir(tmp_path)
+    done = run_command(choose, "--run=logs/supernet", "--num_windows=1", "--budget_mflops=9")
+    assert done.returncode == 0, done.stderr
+    path, = begun.glob("choices_step*.json")
+    run = TrainedRun(begun)
+    data_dir, metadata = run.find_data()
+    counts = data_utils.read_counts(data_dir / "unigram_counts.txt")
+    B, T = metadata["batch_size"], metadata["seq_len"]
+    for choice in json.loads(path.read_text())["choices"]:
+        single, _ = run.network(architecture=choice["architecture"])
+        flops = choose.costs.flops(single, B, T, counts / counts.sum()) / (B * T)
+        assert choice["flops_per_token"] == pytest.approx(flops)
+
+
+def test_what_contains_no_choice_is_refused(begun, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(choose, "MOST_CHOICES", 8)
+    done = run_command(choose, "--run=logs/supernet")
+    assert "logs/supernet contains 9 networks: at most 8 can be scored" in one_line(done)
+    (tmp_path / "fixed").mkdir()
+    fixed = train_in(tmp_path / "fixed", data_dir=str(data_dir), architecture="ad", max_steps=2)
+    assert "is no search: its architecture is fixed" in one_line(
+        run_command(choose, f"--run={fixed}"))

@@ -1,0 +1,82 @@
+"""Every network of single layers that a search contains, scored with the search's own weights.
+
+B batch, T sequence length, M memory length, D model width, L blocks, K kinds of layer of a block, P
+networks of the blocks so far, N networks of all blocks.
+"""
+
+import itertools
+from typing import Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from layers.attention import score_bias
+from model import PARTransformerXL
+from training.scoring import filled_memory, real_targets
+
+
+def architectures(model: PARTransformerXL) -> list[tuple[str, ...]]:
+    """Each choice of one kind of layer for every block: N."""
+    return list(itertools.product(*(block.branches for block in model.blocks)))
+
+
+class ChoiceScorer:
+    """Scores all choices at once: networks that begin alike share what they compute.
+
+    The blocks so far are P networks, and lie in the batch, [P B, T, D]. A block makes K P of them.
+    So L blocks are computed for K^l networks each, l < L, where N single networks take L N blocks.
+
+    Args:
+      model: a search.
+    """
+
+    def __init__(self, model: PARTransformerXL):
+        self._model = model
+        self._compiled = tf.function(self._window)
+
+    def __call__(self, windows: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
+        """Scores consecutive windows, [B, T + 1] each, from an empty memory.
+
+        Returns:
+          The summed negative log-likelihood of each choice, in nats, [N] as `architectures`; and of
+          how many targets.
+        """
+        memories, total, targets = None, 0.0, 0
+        for number, window in enumerate(windows):
+            window = tf.constant(window)
+            memories = memories or self._empty_memories(len(window))
+            nll, memories = self._compiled(window, memories, tf.constant(number))
+            total += nll.numpy().astype(np.float64)
+            targets += int(tf.reduce_sum(real_targets(window)))
+        return total, targets
+
+    def _empty_memories(self, rows: int) -> list:
+        """For each block the memory of each network before it: L times [P B, M, D]."""
+        memories, networks = [], 1
+        for block in self._model.blocks:
+            M, D = self._model.sizes.mem_len, self._model.sizes.d_model
+            memories.append(tf.zeros([networks * rows, M, D], block.compute_dtype))
+            networks *= len(block.branches)
+        return memories
+
+    def _window(self, window, memories, number):
+        """One window: the loss of each choice, [N], and the next memories, L times [P B, M, D]."""
+        B, T = window.shape[0], window.shape[1] - 1
+        model, filled = self._model, filled_memory(self._model, window, number)
+        bias = score_bias(T, model.sizes.mem_len, filled)  # [T, C]
+        x, new_memories = model.embed(window[:, :-1]), []  # [B, T, D]
+        for block, memory in zip(model.blocks, memories):
+            weights = [1.0] * len(block.branches)
+            outputs, new_memory = block.outputs(x, memory, bias, weights)  # K times [P B, T, D]
+            new_memories.append(memory if new_memory is None else new_memory)
+            by_network = [tf.reshape(each, [-1, B, T, each.shape[-1]]) for each in outputs]
+            x = tf.stack(by_network, axis=1)  # [P, K, B, T, D]
+            x = tf.reshape(x, [-1, T, x.shape[-1]])  # [K P B, T, D], the next block's P
+        hidden = tf.reshape(x * model.scale, [-1, B * T, x.shape[-1]])  # [N, B T, D]
+        labels = tf.reshape(window[:, 1:], [-1])  # [B T]
+        real = tf.reshape(real_targets(window), [-1])  # [B T]
+
+        def nll(hidden):
+            return tf.reduce_sum(model.softmax(hidden, labels) * real)  # []
+
+        return tf.map_fn(nll, hidden), new_memories  # [N]
