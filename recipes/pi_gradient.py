@@ -1,0 +1,82 @@
+"""How clearly the loss tells a search which layers it needs: the gradient of theta and its noise.
+
+    python -m recipes.pi_gradient --run=logs/supernet
+
+The network does not learn here; it reads windows of the training split, one after another, and
+each gives a gradient. Their mean would be the way downhill; around it they scatter, since each
+window has its own draw of the architecture and its own text. Adam moves theta in a step by about
+the learning rate times mean / sqrt(mean^2 + variance): the last column, which is 1 without noise.
+
+S searched blocks, K kinds of layer, N windows.
+"""
+
+import numpy as np
+from absl import flags
+
+from support import cli
+
+RUN = cli.define_path("run", None, "the folder of a search", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "as of evaluate.py")
+NUM_WINDOWS = flags.DEFINE_integer("num_windows", 300, "N", lower_bound=2)
+TAUS = flags.DEFINE_multi_float("tau", [1.0, 0.3, 0.1], "temperatures; repeat it", lower_bound=1e-3)
+cli.begin(__name__)
+
+with cli.quiet():
+    import tensorflow as tf
+
+    import data_utils
+    from layers.draws import Draws
+    from training.scoring import filled_memory, window_nll
+    from training.trained_run import TrainedRun
+
+
+def theta_gradients(model, windows, tau: float, seed: int = 0) -> np.ndarray:
+    """The gradient of theta of each of N windows, [N, S, K]: of the mean loss of its targets."""
+    @tf.function
+    def one(window, memory, number):
+        draws = Draws(seed, number)
+        filled = filled_memory(model, window, number)
+        with tf.GradientTape() as tape:
+            nll, memory = window_nll(model, window, memory, filled, tau, draws)  # [B, T]
+            loss = tf.reduce_mean(nll)  # []
+        gradient, = tape.gradient(loss, [model.theta])  # [S, K]
+        return gradient, memory
+
+    gradients, memory = [], None
+    for number, window in enumerate(windows):
+        memory = model.empty_memory(len(window)) if memory is None else memory
+        gradient, memory = one(tf.constant(window), memory, tf.constant(number))
+        gradients.append(gradient.numpy())
+    return np.array(gradients)
+
+
+def size_noise_and_step(gradients: np.ndarray) -> tuple[float, float, float]:
+    """What gradients [N, S, K] tell, root mean squares over the S K entries.
+
+    Returns:
+      The size of the mean gradient, without what noise adds to an estimate from N; the standard
+      deviation of a single one; and the part of the learning rate that Adam moves by.
+    """
+    variance = gradients.var(axis=0, ddof=1)  # [S, K]
+    squared = gradients.mean(axis=0)**2 - variance / len(gradients)  # [S, K]
+    size, noise = max(0, squared.mean())**0.5, variance.mean()**0.5
+    return size, noise, size / np.hypot(size, noise)
+
+
+def main(_):
+    run = TrainedRun(RUN.value)
+    data_dir, metadata = run.find_data()
+    model, step = run.network(CHECKPOINT.value)
+    windows = data_utils.load_windows(data_dir, "train", metadata).take(NUM_WINDOWS.value)
+    print(f"{run.folder.name}, step {step:,}: gradient of theta over {NUM_WINDOWS.value} windows")
+    print("tau    draws           mean gradient  its noise  Adam's step / learning rate")
+    for tau in TAUS.value:
+        for model.gumbel_per_row in (False, True):
+            gradients = theta_gradients(model, windows.as_numpy_iterator(), tau)
+            size, noise, moved = size_noise_and_step(gradients)
+            draws = "one for a row" if model.gumbel_per_row else "one for all"
+            print(f"{tau:<5.2f}  {draws:14}  {size:13.5f}  {noise:9.5f}  {moved:27.3f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
