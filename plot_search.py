@@ -41,7 +41,8 @@ with cli.quiet():
 FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
 SHADES = 16  # of grey; more would show no more
 MOST_TOKENS = 80
-EVALUATION = "architecture", "bits_per_byte", "ms_per_window", "flops_per_token", "text"
+EVALUATION = ("architecture", "bits_per_byte", "word_perplexity", "ms_per_window",
+              "flops_per_token", "parameters", "text")
 
 
 def entropy(pi: np.ndarray) -> np.ndarray:
@@ -145,6 +146,29 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
     return paths
 
 
+def comparison_table(reports: list[dict]) -> str:
+    """A line for each architecture, the means of its evaluations; the best in bits per byte first.
+
+    The spread is the largest difference of bits per byte between two of them.
+    """
+    by_architecture = {}
+    for report in reports:
+        by_architecture.setdefault(report["architecture"], []).append(report)
+    rows = []
+    for architecture, own in by_architecture.items():
+        bits = [report["bits_per_byte"] for report in own]
+        means = [np.mean([report[name] for report in own])
+                 for name in ("word_perplexity", "parameters", "flops_per_token")]
+        milliseconds = np.mean([report["ms_per_window"]["p50"] for report in own])
+        rows.append((np.mean(bits), architecture, len(own), np.ptp(bits), *means, milliseconds))
+    lines = ["bits per byte  spread  runs  word perplexity  parameters  MFLOPs per token  ms per "
+             "window  architecture"]
+    for bits, architecture, count, spread, words, parameters, flops, milliseconds in sorted(rows):
+        lines.append(f"{bits:13.4f}  {spread:6.4f}  {count:4}  {words:15.1f}  {parameters:10,.0f}  "
+                     f"{flops / 1e6:16.3f}  {milliseconds:13.2f}  {architecture}")
+    return "\n".join(lines)
+
+
 def draw_comparison(folders: list[Path]) -> Path:
     """Draws bits per byte over time and over FLOPs, a point for each evaluation of some runs.
 
@@ -166,6 +190,7 @@ def draw_comparison(folders: list[Path]) -> Path:
     if None in bits_per_byte:
         raise InputError("an evaluation has no bits per byte: characters are unknown to its "
                          "tokenizer")
+    print(comparison_table(reports))
     milliseconds = [report["ms_per_window"]["p50"] for report in reports]
     flops = [report["flops_per_token"] for report in reports]
     figure = pictures.trade_off_figure(

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Does the network that a search finds keep the perplexity at a lower cost? Searches twice, the second time for a quick network,
-# trains what was found and, with the same flags, attention in every block, attention and dense in turn (Transformer-XL), and a random pick.
-# Then prints them side by side. Flags given here go to every training, so they are about training or size: recipes/compare.sh --epochs=5
-# What a millisecond should cost, --latency_weight, depends on the machine: this one suits two cores.
+# Does the network that a search finds predict as well as others at a lower cost? Searches, without a price of time and with several;
+# trains what each has found alone and, with the same flags, attention in every block, attention and dense in turn (Transformer-XL),
+# dense in every block, and random picks; each with every seed. Then scores all, prints them and draws quality over cost.
+# It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
+# training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS=3 PRICES=0.005 recipes/compare.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
+seeds=${SEEDS:-0 1} picks=${PICKS:-10} prices=${PRICES:-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
 
 logs=logs layers=6
 for flag in "$@"; do
@@ -13,9 +15,16 @@ for flag in "$@"; do
     --num_layers=*) layers=${flag#*=} ;;
   esac
 done
+given=("$@") networks= first=${seeds%% *}
 
 train() { # name, flags
-  "$PYTHON" "$project/train.py" --model_name="compare_$1" --max_lr=1e-3 --warmup_steps=500 --epochs=2 "${@:2}"
+  [ -e "$logs/compare_$1/results.json" ] ||
+    "$project/recipes/fast.sh" --model_name="compare_$1" --seed="$seed" --epochs=2 "${@:2}" "${given[@]}"
+}
+
+train_network() { # name, architecture, flags
+  train "$1" --architecture="$2" "${@:3}"
+  networks+=${networks:+,}$logs/compare_$1
 }
 
 blocks() { # letters, over and over
@@ -24,13 +33,23 @@ blocks() { # letters, over and over
   echo "${all:0:layers}"
 }
 
-train search "$@"
-train found --architecture="$logs/compare_search" "$@"
-train quick_search --latency_weight=0.006 "$@"
-train quick --architecture="$logs/compare_quick_search" "$@"
-train attention --architecture="$(blocks a)" "$@"
-train interleaved --architecture="$(blocks ad)" "$@"
-train random --architecture=random "$@"
-runs=
-for name in found quick attention interleaved random; do runs+=${runs:+,}$logs/compare_$name; done
-exec "$PYTHON" "$project/evaluate.py" --split=test --run="$runs"
+for seed in $seeds; do
+  train "search_$seed"
+  train_network "found_$seed" "$logs/compare_search_$seed"
+  train_network "attention_$seed" "$(blocks a)"
+  train_network "interleaved_$seed" "$(blocks ad)"
+  train_network "dense_$seed" "$(blocks d)"
+  for ((pick = 1; pick <= picks; pick++)); do
+    if [ "$seed" = "$first" ]; then
+      train_network "random_${pick}_$seed" random --seed="$((100 + pick))" # it draws the architecture too
+    else
+      train_network "random_${pick}_$seed" "$logs/compare_random_${pick}_$first"
+    fi
+  done
+  for price in $prices; do
+    train "search_${price}_$seed" --latency_weight="$price"
+    train_network "found_${price}_$seed" "$logs/compare_search_${price}_$seed"
+  done
+done
+"$PYTHON" "$project/evaluate.py" --run="$networks" >/dev/null
+exec "$PYTHON" "$project/plot_search.py" --compare="$networks"

@@ -20,6 +20,7 @@ from conftest import PROJECT, make_data, write_corpus
 
 import data_utils
 import evaluate
+import plot_search
 import train
 from support import pydocs
 from training import costs
@@ -140,21 +141,23 @@ def test_the_found_network_is_compared_with_others(project, monkeypatch):
     monkeypatch.chdir(project)
     tf.config.run_functions_eagerly(True)  # soon done where there is one step
     try:
-        for path, *arguments in commands_of(project, "recipes/compare.sh", *given):
-            program = {"train.py": train, "evaluate.py": evaluate}[Path(path).name]
-            done = run_command(program, *arguments)
+        less = ("env", "SEEDS=0 1", "PICKS=1", "PRICES=0.006")
+        commands = commands_of(project, *less, "recipes/compare.sh", *given)
+        assert len(commands) == 2 * (5 + 1 + 2) + 2
+        for path, *arguments in commands:
+            program = {"train.py": train, "evaluate.py": evaluate, "plot_search.py": plot_search}
+            done = run_command(program[Path(path).name], *arguments)
             assert done.returncode == 0, done.stderr
     finally:
         tf.config.run_functions_eagerly(False)
-    table = {line[:25].strip(): line[26:].split() for line in done.stdout.splitlines()[-14:]}
-    names = ("found", "quick", "attention", "interleaved", "random")
-    assert table["run"] == [f"compare_{name}" for name in names]
-    found, quick = (
-        TrainedRun(project / "logs" / f"compare_{name}").architecture
-        for name in ("search", "quick_search")
-    )
-    assert table["architecture"][:4] == [found, quick, "aa", "ad"]
-    assert len(set(table["parameters"])) > 2
+    runs = {path.name: TrainedRun(path) for path in (project / "logs").iterdir()}
+    found = {runs[f"compare_{name}_{seed}"].architecture
+             for name in ("search", "search_0.006", "random_1") for seed in (0, 1)}
+    lines = [line.split() for line in done.stdout.splitlines()[1:-1]]
+    assert {line[-1] for line in lines} == {"aa", "ad", "dd"} | found
+    assert sum(int(line[2]) for line in lines) == 2 * (4 + 1 + 1)  # of a search none is evaluated
+    assert runs["compare_random_1_0"].architecture == runs["compare_random_1_1"].architecture
+    assert (project / "logs" / "compare_found_0" / "comparison.png").is_file()
 
 
 def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path, monkeypatch):
