@@ -5,7 +5,7 @@
 No network is trained: each has the weights of the search. What each costs is the sum of what its
 layers cost, measured here.
 
-B batch, T sequence length, V vocabulary, N networks.
+B batch, T sequence length, D model width, V vocabulary, N networks.
 """
 
 from pathlib import Path
@@ -16,7 +16,8 @@ from absl import flags
 from support import cli
 from support.cli import InputError
 
-MOST_CHOICES = 3**7
+MOST_CHOICES = 5000
+MOST_NUMBERS = 1 << 26  # of all networks' hidden vectors at once
 
 
 def define_flags():
@@ -36,58 +37,68 @@ cli.begin(__name__, define_flags)
 
 with cli.quiet():
     import data_utils
-    from layers import KINDS, SEARCH, as_letters
+    from layers import KINDS, as_letters
     from support import devices, files, pictures
     from training import costs
-    from training.choices import ChoiceScorer, architectures
+    from training.choices import ChoiceScorer, architectures, num_architectures
     from training.latency import layer_latency
     from training.trained_run import TrainedRun
 
 
 def scored_choices(run: TrainedRun, checkpoint: str, num_windows: int,
-                   data_dir: Path | None) -> tuple[list[dict], int]:
-    """Every network that a search contains, with its loss and its costs; and the search's step.
+                   data_dir: Path | None) -> dict:
+    """What there is to report: on what the networks of a search were scored, and each of them.
 
     Raises:
       InputError: there is no search, or it contains too many networks, or the data are others.
     """
-    on_gpu = devices.prepare(run.flags["mixed_precision"])[1]
+    device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     data_dir, metadata = run.find_data(data_dir)
-    model, step = run.network(checkpoint)
-    if SEARCH not in model.architecture:
-        raise InputError(f"{run.folder} is no search: its architecture is fixed")
-    choices = architectures(model)
-    if len(choices) > MOST_CHOICES:
-        raise InputError(f"{run.folder} contains {len(choices):,} networks: at most "
-                         f"{MOST_CHOICES:,} can be scored")
-    windows = data_utils.load_windows(data_dir, "valid", metadata).take(num_windows)
-    nll, targets = ChoiceScorer(model)(windows.as_numpy_iterator())
-    B, T = metadata["batch_size"], metadata["seq_len"]
-    counts = data_utils.read_counts(data_dir / "unigram_counts.txt")  # [V]
-    softmax_flops = costs.softmax_flops(model, B, T, counts / counts.sum())
+    model, step = run.search(checkpoint)
+    N = num_architectures(model)
+    if N > MOST_CHOICES:
+        raise InputError(f"{run.folder} contains {N:,} networks: at most {MOST_CHOICES:,} "
+                         "can be scored")
+    B, T, D = metadata["batch_size"], metadata["seq_len"], model.sizes.d_model
+    rows_at_once = min(B, max(1, MOST_NUMBERS // (N * T * D)))
+    score, nll, targets = ChoiceScorer(model), 0, 0
+    for first in range(0, B, rows_at_once):
+        windows = data_utils.load_windows(
+            data_dir, "valid", metadata, first, min(rows_at_once, B - first)).take(num_windows)
+        own_nll, own_targets = score(windows.as_numpy_iterator())  # [N], []
+        nll, targets = nll + own_nll, targets + own_targets
+    stream = data_utils.load_stream(data_dir, "valid", metadata)
+    probability = costs.frequencies(stream, metadata["vocab_size"])  # [V]
+    softmax_flops = costs.softmax_flops(model, B, T, probability)
     layer_flops = {kind: 2 * layer.multiply_adds(B, T)
                    for block in model.blocks for kind, layer in block.branches.items()}
     layer_ms = dict(zip(KINDS, layer_latency(model.sizes, B, T, on_gpu)))
-    scored = []
-    for kinds, loss in zip(choices, nll / targets):
+    choices = []
+    for kinds, loss in zip(architectures(model), nll / targets):
         flops = softmax_flops + sum(layer_flops[kind] for kind in kinds)
-        scored.append({
+        choices.append({
             "architecture": as_letters(kinds), "loss": float(loss),
             "ms_per_window": float(sum(layer_ms[kind] for kind in kinds)),
             "flops_per_token": float(flops) / (B * T)})
-    return scored, step
+    return {
+        "run": str(run.folder), "step": step, "text": f"{metadata['corpus']}, valid",
+        "targets": targets, "batch_size": B, "seq_len": T, "mem_len": model.sizes.mem_len,
+        "device": device, "choices": choices}
 
 
-def best_within(choices: list[dict], cost: str, most: float) -> dict:
-    """The choice with the lowest loss whose cost is at most so much.
+def best_within(choices: list[dict], most_ms: float, most_flops: float) -> dict:
+    """The choice with the lowest loss that costs at most so much.
 
     Raises:
       InputError: there is none.
     """
-    within = [choice for choice in choices if choice[cost] <= most]
+    within = [choice for choice in choices if choice["ms_per_window"] <= most_ms
+              and choice["flops_per_token"] <= most_flops]
     if not within:
-        least = min(choice[cost] for choice in choices)
-        raise InputError(f"no network is within the budget: the least is {least:.4g}")
+        milliseconds = min(choice["ms_per_window"] for choice in choices)
+        flops = min(choice["flops_per_token"] for choice in choices)
+        raise InputError(f"no network is within the budget: the least are {milliseconds:.2f} ms "
+                         f"and {flops / 1e6:.3f} million FLOPs")
     return min(within, key=lambda choice: choice["loss"])
 
 
@@ -103,36 +114,47 @@ def line(choice: dict) -> str:
             f"{choice['ms_per_window']:6.2f} ms  {choice['flops_per_token'] / 1e6:6.3f} MFLOPs")
 
 
-def draw(choices: list[dict], title: str, path: Path):
-    """Draws loss over time and over FLOPs, a point for each choice; those of a front are named."""
-    fronts = [front_of(choices, cost) for cost in ("ms_per_window", "flops_per_token")]
-    named = {choice["architecture"] for front in fronts for choice in front}
-    pictures.save(pictures.trade_off_figure(
-        [choice["architecture"] if choice["architecture"] in named else "" for choice in choices],
-        np.array([choice["architecture"] not in named for choice in choices]),
-        np.array([choice["loss"] for choice in choices]),
-        {"ms per window, of the layers": np.array([each["ms_per_window"] for each in choices]),
-         "FLOPs per token": np.array([each["flops_per_token"] for each in choices])},
-        "loss, nats per token", title), path)
+def choices_figure(report: dict):
+    """The figure of loss over time and over FLOPs, a point for each choice.
+
+    Those that are on a front are black, with their letters.
+    """
+    choices, on_front = report["choices"], set()
+    for cost in ("ms_per_window", "flops_per_token"):
+        on_front |= {choice["architecture"] for choice in front_of(choices, cost)}
+    black = [choice["architecture"] in on_front for choice in choices]
+    names = [choice["architecture"] if named else "" for choice, named in zip(choices, black)]
+    columns = {name: np.array([choice[name] for choice in choices])
+               for name in ("loss", "ms_per_window", "flops_per_token")}
+    return pictures.trade_off_figure(
+        names, ~np.array(black), "others", columns["loss"],
+        {"ms per window, of the layers": columns["ms_per_window"],
+         "FLOPs per token": columns["flops_per_token"]},
+        "loss, nats per token",
+        f"the networks within {Path(report['run']).name}, step {report['step']:,}, "
+        f"with its weights; {report['text']}")
 
 
 def main(_):
     FLAGS = flags.FLAGS
     run, data_dir = TrainedRun(FLAGS.run), FLAGS.data_dir and Path(FLAGS.data_dir)
-    choices, step = scored_choices(run, FLAGS.checkpoint, FLAGS.num_windows, data_dir)
+    report = scored_choices(run, FLAGS.checkpoint, FLAGS.num_windows, data_dir)
+    choices = report["choices"]
     print(f"{len(choices)} networks; those that no other beats in time:")
     for choice in front_of(choices, "ms_per_window"):
         print(line(choice))
-    files.write_json(run.folder / f"choices_step{step}.json", {"choices": choices})
-    picture = run.folder / f"choices_step{step}.png"
-    draw(choices, f"what {run.folder.name} contains, step {step:,}, untrained alone", picture)
-    print(f"wrote {picture.with_suffix('.json')} and {picture}")
-    for cost, most in (("ms_per_window", FLAGS.budget_ms),
-                       ("flops_per_token", FLAGS.budget_mflops and 1e6 * FLAGS.budget_mflops)):
-        if most is not None:
-            best = best_within(choices, cost, most)
-            print(f"within the budget:\n{line(best)}\nto train it from these weights: ./train.sh "
-                  f"--architecture={best['architecture']} --init_from={run.folder}")
+    path = run.folder / f"choices_step{report['step']}.json"
+    files.write_json(path, report)
+    pictures.save(choices_figure(report), path.with_suffix(".png"))
+    print(f"wrote {path} and {path.with_suffix('.png')}")
+    if FLAGS.budget_ms is not None or FLAGS.budget_mflops is not None:
+        most_ms = np.inf if FLAGS.budget_ms is None else FLAGS.budget_ms
+        most_mflops = np.inf if FLAGS.budget_mflops is None else FLAGS.budget_mflops
+        best = best_within(choices, most_ms, 1e6 * most_mflops)
+        name = best["architecture"]
+        print(f"within the budget:\n{line(best)}\nto train it from the search's best weights:\n"
+              f"./train.sh --model_name={run.folder.name}_{name} --architecture={name} "
+              f"--init_from={run.folder}")
 
 
 if __name__ == "__main__":

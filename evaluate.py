@@ -98,8 +98,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     evaluator = Evaluator(model, jit_compile=on_gpu)
     evaluator(stream[:2], batch_size, seq_len)  # the first call builds the graph
     score = evaluator(stream, batch_size, seq_len)
-    counts = np.bincount(stream[1:], minlength=run.data["vocab_size"])  # [V]
-    probability = counts / (len(stream) - 1)  # [V]
+    probability = costs.frequencies(stream, run.data["vocab_size"])  # [V]
     flops = costs.flops(model, batch_size, seq_len, probability)
     percentiles = {f"p{p}": 1e3 * float(np.percentile(score.seconds, p)) for p in (50, 95, 99)}
     return {

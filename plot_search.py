@@ -42,7 +42,7 @@ FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
 SHADES = 16  # of grey; more would show no more
 MOST_TOKENS = 80
 EVALUATION = ("architecture", "bits_per_byte", "word_perplexity", "ms_per_window",
-              "flops_per_token", "parameters", "text")
+              "flops_per_token", "parameters", "seq_len", "mem_len", "text")
 
 
 def entropy(pi: np.ndarray) -> np.ndarray:
@@ -147,26 +147,29 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
 
 
 def comparison_table(reports: list[dict]) -> str:
-    """A line for each architecture, the means of its evaluations; the best in bits per byte first.
+    """A line for each architecture, the means of its scores; the best in bits per byte first.
 
-    The spread is the largest difference of bits per byte between two of them.
+    Scores with another window or memory have a line of their own. The spread is the largest
+    difference of bits per byte between two of them.
     """
-    by_architecture = {}
+    alike = {}
     for report in reports:
-        by_architecture.setdefault(report["architecture"], []).append(report)
+        key = report["architecture"], report["seq_len"], report["mem_len"]
+        alike.setdefault(key, []).append(report)
     rows = []
-    for architecture, own in by_architecture.items():
+    for (architecture, seq_len, mem_len), own in alike.items():
         bits = [report["bits_per_byte"] for report in own]
-        means = [np.mean([report[name] for report in own])
-                 for name in ("word_perplexity", "parameters", "flops_per_token")]
+        words = np.mean([report["word_perplexity"] or np.inf for report in own])
         milliseconds = np.mean([report["ms_per_window"]["p50"] for report in own])
-        rows.append((np.mean(bits), architecture, len(own), np.ptp(bits), *means, milliseconds))
-    lines = ["bits per byte  spread  runs  word perplexity  parameters  MFLOPs per token  ms per "
-             "window  architecture"]
-    for bits, architecture, count, spread, words, parameters, flops, milliseconds in sorted(rows):
-        lines.append(f"{bits:13.4f}  {spread:6.4f}  {count:4}  {words:15.1f}  {parameters:10,.0f}  "
-                     f"{flops / 1e6:16.3f}  {milliseconds:13.2f}  {architecture}")
-    return "\n".join(lines)
+        rows.append([
+            np.mean(bits), f"{np.mean(bits):13.4f}", f"{np.ptp(bits):6.4f}", f"{len(own):6}",
+            f"{words:15.1f}", f"{own[0]['parameters']:10,}",
+            f"{own[0]['flops_per_token'] / 1e6:16.3f}", f"{milliseconds:13.2f}",
+            f"{seq_len:3} + {mem_len:<3}", architecture])
+    head = ("bits per byte", "spread", "scores", "word perplexity", "parameters",
+            "MFLOPs per token", "ms per window", "T + M   ", "architecture")
+    lines = [row[1:] for row in sorted(rows)]
+    return "\n".join("  ".join(cells) for cells in (head, *lines))
 
 
 def draw_comparison(folders: list[Path]) -> Path:
@@ -194,7 +197,7 @@ def draw_comparison(folders: list[Path]) -> Path:
     milliseconds = [report["ms_per_window"]["p50"] for report in reports]
     flops = [report["flops_per_token"] for report in reports]
     figure = pictures.trade_off_figure(
-        [report["architecture"] for report in reports], np.array(random),
+        [report["architecture"] for report in reports], np.array(random), "random",
         np.array(bits_per_byte),
         {"ms per window, median": np.array(milliseconds), "FLOPs per token": np.array(flops)},
         "bits per byte", reports[0]["text"])

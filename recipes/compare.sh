@@ -1,30 +1,46 @@
 #!/usr/bin/env bash
 # Does the network that a search finds predict as well as others at a lower cost? Searches, without a price of time and with several;
-# trains what each has found alone and, with the same flags, attention in every block, attention and dense in turn (Transformer-XL),
-# dense in every block, and random picks; each with every seed. Then scores all, prints them and draws quality over cost.
+# trains what they found alone and, with the same flags, attention in every block, attention and dense in turn (Transformer-XL), dense
+# in every block, and random picks; each with every seed. Then scores all, prints them and draws quality over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
 # training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS=3 PRICES=0.005 recipes/compare.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
-seeds=${SEEDS:-0 1} picks=${PICKS:-10} prices=${PRICES:-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
+seeds=${SEEDS-0 1} picks=${PICKS-10} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
 
 logs=logs layers=6
 for flag in "$@"; do
   case $flag in
     --logs_dir=*) logs=${flag#*=} ;;
     --num_layers=*) layers=${flag#*=} ;;
+    --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-given=("$@") networks= first=${seeds%% *}
+logs=${logs/#\~/$HOME} networks= first_seed=${seeds%% *}
+
+mkdir -p "$logs"
+if [ -e "$logs/compare_flags" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
+  fail "$logs has a comparison with other flags ($(cat "$logs/compare_flags")): choose another --logs_dir"
+fi
+echo "$*" >"$logs/compare_flags"
 
 train() { # name, flags
   [ -e "$logs/compare_$1/results.json" ] ||
-    "$project/recipes/fast.sh" --model_name="compare_$1" --seed="$seed" --epochs=2 "${@:2}" "${given[@]}"
+    "$project/recipes/fast.sh" --model_name="compare_$1" --epochs=2 "${@:2}"
 }
 
-train_network() { # name, architecture, flags
-  train "$1" --architecture="$2" "${@:3}"
+score() { # name: once
+  case ,$networks, in *,"$logs/compare_$1",*) return ;; esac
   networks+=${networks:+,}$logs/compare_$1
+}
+
+found() { # name of a search, or of a random pick: its letters
+  sed -n 's/^  "architecture": "\([a-z]*\)".*/\1/p' "$logs/compare_$1/results.json"
+}
+
+train_letters() { # letters, seed, flags: once, whoever found them
+  train "$1_$2" --architecture="$1" --seed="$2" "${@:3}"
+  score "$1_$2"
 }
 
 blocks() { # letters, over and over
@@ -34,21 +50,21 @@ blocks() { # letters, over and over
 }
 
 for seed in $seeds; do
-  train "search_$seed"
-  train_network "found_$seed" "$logs/compare_search_$seed"
-  train_network "attention_$seed" "$(blocks a)"
-  train_network "interleaved_$seed" "$(blocks ad)"
-  train_network "dense_$seed" "$(blocks d)"
-  for ((pick = 1; pick <= picks; pick++)); do
-    if [ "$seed" = "$first" ]; then
-      train_network "random_${pick}_$seed" random --seed="$((100 + pick))" # it draws the architecture too
-    else
-      train_network "random_${pick}_$seed" "$logs/compare_random_${pick}_$first"
-    fi
+  for price in 0 $prices; do
+    search=search_${price}_$seed
+    train "$search" --latency_weight="$price" --seed="$seed" "$@"
+    echo "$search found $(found "$search")"
+    train_letters "$(found "$search")" "$seed" "$@"
   done
-  for price in $prices; do
-    train "search_${price}_$seed" --latency_weight="$price"
-    train_network "found_${price}_$seed" "$logs/compare_search_${price}_$seed"
+  for letters in a ad d; do train_letters "$(blocks $letters)" "$seed" "$@"; done
+  for ((pick = 1; pick <= picks; pick++)); do
+    random=random_${pick}_$seed
+    if [ "$seed" = "$first_seed" ]; then
+      train "$random" --architecture=random --seed="$((100 + pick))" "$@" # it draws the architecture too
+    else
+      train "$random" --architecture="$(found "random_${pick}_$first_seed")" --seed="$seed" "$@"
+    fi
+    score "$random"
   done
 done
 "$PYTHON" "$project/evaluate.py" --run="$networks" >/dev/null

@@ -4,28 +4,36 @@
 
 The network does not learn here; it reads windows of the training split, one after another, and
 each gives a gradient. Their mean would be the way downhill; around it they scatter, since each
-window has its own draw of the architecture and its own text. Adam moves theta in a step by about
-the learning rate times mean / sqrt(mean^2 + variance): the last column, which is 1 without noise.
+window has its own draw of architecture and dropout, and its own text. Adam moves theta in a step by
+about the learning rate times mean / sqrt(mean^2 + variance): the last column, 1 without noise.
 
 S searched blocks, K kinds of layer, N windows.
 """
+
+from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from support import cli
 
-RUN = cli.define_path("run", None, "the folder of a search", required=True)
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "as of evaluate.py")
-NUM_WINDOWS = flags.DEFINE_integer("num_windows", 300, "N", lower_bound=2)
-TAUS = flags.DEFINE_multi_float("tau", [1.0, 0.3, 0.1], "temperatures; repeat it", lower_bound=1e-3)
-cli.begin(__name__)
+
+def define_flags():
+    cli.define_path("run", None, "the folder of a search", required=True)
+    flags.DEFINE_string("checkpoint", "best", "as of evaluate.py")
+    flags.DEFINE_integer("num_windows", 300, "N", lower_bound=2)
+    flags.DEFINE_multi_float("tau", [1.0, 0.3, 0.1], "temperatures; repeat it", lower_bound=1e-3)
+    cli.define_path("data_dir", None, "default: where the data were in training")
+
+
+cli.begin(__name__, define_flags)
 
 with cli.quiet():
     import tensorflow as tf
 
     import data_utils
     from layers.draws import Draws
+    from support import devices
     from training.scoring import filled_memory, window_nll
     from training.trained_run import TrainedRun
 
@@ -33,7 +41,7 @@ with cli.quiet():
 def theta_gradients(model, windows, tau: float, seed: int = 0) -> np.ndarray:
     """The gradient of theta of each of N windows, [N, S, K]: of the mean loss of its targets."""
     @tf.function
-    def one(window, memory, number):
+    def gradient_and_memory(window, memory, number):
         draws = Draws(seed, number)
         filled = filled_memory(model, window, number)
         with tf.GradientTape() as tape:
@@ -45,7 +53,7 @@ def theta_gradients(model, windows, tau: float, seed: int = 0) -> np.ndarray:
     gradients, memory = [], None
     for number, window in enumerate(windows):
         memory = model.empty_memory(len(window)) if memory is None else memory
-        gradient, memory = one(tf.constant(window), memory, tf.constant(number))
+        gradient, memory = gradient_and_memory(tf.constant(window), memory, tf.constant(number))
         gradients.append(gradient.numpy())
     return np.array(gradients)
 
@@ -64,18 +72,22 @@ def size_noise_and_step(gradients: np.ndarray) -> tuple[float, float, float]:
 
 
 def main(_):
-    run = TrainedRun(RUN.value)
-    data_dir, metadata = run.find_data()
-    model, step = run.network(CHECKPOINT.value)
-    windows = data_utils.load_windows(data_dir, "train", metadata).take(NUM_WINDOWS.value)
-    print(f"{run.folder.name}, step {step:,}: gradient of theta over {NUM_WINDOWS.value} windows")
-    print("tau    draws           mean gradient  its noise  Adam's step / learning rate")
-    for tau in TAUS.value:
-        for model.gumbel_per_row in (False, True):
-            gradients = theta_gradients(model, windows.as_numpy_iterator(), tau)
-            size, noise, moved = size_noise_and_step(gradients)
-            draws = "one for a row" if model.gumbel_per_row else "one for all"
-            print(f"{tau:<5.2f}  {draws:14}  {size:13.5f}  {noise:9.5f}  {moved:27.3f}")
+    FLAGS = flags.FLAGS
+    run = TrainedRun(FLAGS.run)
+    devices.prepare(run.flags["mixed_precision"])
+    data_dir, metadata = run.find_data(FLAGS.data_dir and Path(FLAGS.data_dir))
+    model, step = run.search(FLAGS.checkpoint)
+    taus = FLAGS.tau if model.log_tau is None else [float(model.temperature())]
+    windows = data_utils.load_windows(data_dir, "train", metadata).take(FLAGS.num_windows)
+    windows = list(windows.as_numpy_iterator())
+    print(f"{run.folder.name}, step {step:,}: gradient of theta over {len(windows)} windows")
+    print("tau    draws          mean gradient  its noise  Adam's step / learning rate")
+    for tau in taus:
+        for per_row in (False, True):
+            model.gumbel_per_row = per_row
+            size, noise, moved = size_noise_and_step(theta_gradients(model, windows, tau))
+            draws = "one for a row" if per_row else "one for all"
+            print(f"{tau:<5.2f}  {draws:13}  {size:13.5f}  {noise:9.5f}  {moved:27.3f}")
 
 
 if __name__ == "__main__":

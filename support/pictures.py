@@ -108,13 +108,14 @@ def front(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.array(chosen, int)
 
 
-def trade_off_figure(names: Sequence[str], random: np.ndarray, losses: np.ndarray,
+def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, losses: np.ndarray,
                      costs: dict[str, np.ndarray], loss_name: str, title: str):
     """The figure of what networks cost and how well they predict, a panel for each kind of cost.
 
     Args:
       names: of P networks.
-      random: which were picked at random, boolean [P]: they are grey.
+      grey: which are drawn in grey, boolean [P].
+      grey_name: what those are.
       losses: of each, [P].
       costs: {name of the cost: of each network, [P]}; the front of each is drawn.
       loss_name, title: what the figure says.
@@ -125,11 +126,11 @@ def trade_off_figure(names: Sequence[str], random: np.ndarray, losses: np.ndarra
         best = front(cost, losses)
         axes.plot(cost[best], losses[best], color="black", linewidth=0.8, linestyle="--",
                   drawstyle="steps-post", label="front", zorder=1)
-        axes.scatter(cost[random], losses[random], color="0.65", s=18, label="random", zorder=2)
-        axes.scatter(cost[~random], losses[~random], color="black", s=18, zorder=3)
-        for name, x, y, is_random in zip(names, cost, losses, random):
+        axes.scatter(cost[grey], losses[grey], color="0.65", s=18, label=grey_name, zorder=2)
+        axes.scatter(cost[~grey], losses[~grey], color="black", s=18, zorder=3)
+        for name, x, y, is_grey in zip(names, cost, losses, grey):
             axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
-                          color="0.45" if is_random else "black", parse_math=False)
+                          color="0.45" if is_grey else "black", parse_math=False)
         axes.set_xlabel(cost_name)
         axes.legend(fontsize=8)
     panels[0, 0].set_ylabel(loss_name)

@@ -10,9 +10,10 @@ from conftest import train_in
 
 import choose
 import data_utils
+from evaluate import evaluate_run
 from layers import as_letters
 from support.tokenization import PAD
-from training.choices import ChoiceScorer, architectures
+from training.choices import ChoiceScorer, architectures, num_architectures
 from training.scoring import filled_memory, window_nll
 from training.trained_run import TrainedRun
 
@@ -29,6 +30,7 @@ def test_each_choice_is_scored_as_the_network_that_has_these_layers_alone(
     assert targets == sum(np.sum(window[:, 1:] != PAD) for window in windows)
     names = [as_letters(kinds) for kinds in architectures(search)]
     assert sorted(names) == sorted(first + second for first in "adi" for second in "adi")
+    assert num_architectures(search) == 9
     for name, found in zip(names, nll):
         single, _ = run.network(architecture=name)
         memory, total = single.empty_memory(metadata["batch_size"]), 0.0
@@ -43,10 +45,13 @@ def test_each_choice_is_scored_as_the_network_that_has_these_layers_alone(
 def test_a_budget_names_the_best_network_within_it(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(choose, "layer_latency", lambda *sizes: np.array([3.0, 2.0, 0.5]))
+    monkeypatch.setattr(choose, "MOST_NUMBERS", 9 * 8 * 8 * 3)  # three rows, then one
     done = run_command(choose, "--run=logs/supernet", "--num_windows=3", "--budget_ms=3.6")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     path, = begun.glob("choices_step*.json")
-    choices = json.loads(path.read_text())["choices"]
+    report = json.loads(path.read_text())
+    choices = report["choices"]
+    assert report["targets"] == 3 * 4 * 8 and report["text"] == "markov, valid"
     assert path.with_suffix(".png").is_file()
     cost = {"a": 3.0, "d": 2.0, "i": 0.5}
     for choice in choices:
@@ -54,37 +59,39 @@ def test_a_budget_names_the_best_network_within_it(begun, tmp_path, monkeypatch)
     within = [each for each in choices if each["ms_per_window"] <= 3.6]
     best = min(within, key=lambda each: each["loss"])["architecture"]
     assert 0 < len(within) < 9
-    assert f"./train.sh --architecture={best} --init_from=logs/supernet\n" in done.stdout
     front = [line.split()[0] for line in done.stdout.splitlines()[1:] if line[2:4] == "  "]
-    for name in front[:-1]:  # the last line names the choice
+    assert front.pop() == best and front
+    for name in front:
         one, = (each for each in choices if each["architecture"] == name)
         assert not [each for each in choices if each["loss"] < one["loss"]
                     and each["ms_per_window"] <= one["ms_per_window"]]
     done = run_command(choose, "--run=logs/supernet", "--num_windows=1", "--budget_ms=0.9")
-    assert "no network is within the budget: the least is 1" in one_line(done)
+    assert "no network is within the budget: the least are 1.00 ms and 0.0" in one_line(done)
+    for choice in choices[:2]:
+        evaluated = evaluate_run(TrainedRun(begun), architecture=choice["architecture"])
+        assert choice["flops_per_token"] == pytest.approx(evaluated["flops_per_token"])
 
 
-def test_what_costs_a_choice_are_the_flops_of_evaluate(begun, tmp_path, monkeypatch):
-    """On the tokens of the training split, whose frequencies both count."""
+def test_the_command_that_is_named_trains_the_choice_from_the_weights_of_the_search(
+    begun, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     done = run_command(choose, "--run=logs/supernet", "--num_windows=1", "--budget_mflops=9")
-    assert done.returncode == 0, done.stderr
-    path, = begun.glob("choices_step*.json")
-    run = TrainedRun(begun)
-    data_dir, metadata = run.find_data()
-    counts = data_utils.read_counts(data_dir / "unigram_counts.txt")
-    B, T = metadata["batch_size"], metadata["seq_len"]
-    for choice in json.loads(path.read_text())["choices"]:
-        single, _ = run.network(architecture=choice["architecture"])
-        flops = choose.costs.flops(single, B, T, counts / counts.sum()) / (B * T)
-        assert choice["flops_per_token"] == pytest.approx(flops)
+    name, flags_given = done.stdout.splitlines()[-3].split()[0], done.stdout.split("./train.sh ")[1]
+    given = dict(flag.removeprefix("--").split("=") for flag in flags_given.split())
+    assert given == {"model_name": f"supernet_{name}", "architecture": name,
+                     "init_from": "logs/supernet"}
+    tuned = train_in(tmp_path, data_dir=TrainedRun(begun).flags["data_dir"], max_steps=1,
+                     max_lr=0.0, **given)
+    single = evaluate_run(TrainedRun(begun), architecture=name)
+    assert evaluate_run(TrainedRun(tuned))["loss"] == pytest.approx(single["loss"])
 
 
 def test_what_contains_no_choice_is_refused(begun, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(choose, "MOST_CHOICES", 8)
+    monkeypatch.setattr(choose, "num_architectures", lambda model: 3**32)
     done = run_command(choose, "--run=logs/supernet")
-    assert "logs/supernet contains 9 networks: at most 8 can be scored" in one_line(done)
+    assert "contains 1,853,020,188,851,841 networks: at most 5,000 can be" in one_line(done)
     (tmp_path / "fixed").mkdir()
     fixed = train_in(tmp_path / "fixed", data_dir=str(data_dir), architecture="ad", max_steps=2)
     assert "is no search: its architecture is fixed" in one_line(

@@ -134,6 +134,21 @@ def test_the_front_is_what_no_other_beats():
         assert len(found) == len(points) and np.all(np.diff(costs[found]) > 0)
 
 
+def test_the_table_of_a_comparison_has_means_and_the_best_first():
+    def report(architecture, bits, words, milliseconds, mem_len=16):
+        return {"architecture": architecture, "bits_per_byte": bits, "word_perplexity": words,
+                "ms_per_window": {"p50": milliseconds}, "flops_per_token": 2.5e6,
+                "parameters": 1000, "seq_len": 32, "mem_len": mem_len}
+
+    lines = plot_search.comparison_table([
+        report("aa", 1.5, 300.0, 8.0), report("dd", 1.45, None, 3.0), report("aa", 1.3, 200.0, 9.0),
+        report("aa", 1.2, 100.0, 9.0, mem_len=64)]).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["1.2000", "0.0000", "1", "100.0", "1,000", "2.500", "9.00", "32", "+", "64", "aa"],
+        ["1.4000", "0.2000", "2", "250.0", "1,000", "2.500", "8.50", "32", "+", "16", "aa"],
+        ["1.4500", "0.0000", "1", "inf", "1,000", "2.500", "3.00", "32", "+", "16", "dd"]]
+
+
 def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(begun, tmp_path / "logs" / "random_1")
@@ -146,7 +161,9 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures.pyplot, "close", drawn.append)
     done = run_command(plot_search, compare)
-    assert done.stdout == "wrote logs/supernet/comparison.png\n", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "wrote logs/supernet/comparison.png", done.stderr
+    assert [line.split()[-1] for line in lines[:-1]].count("ss") == 1
     figure, = drawn
     for axes in figure.axes:
         assert [text.get_text() for text in axes.texts] == ["ss", "da", "ss"]

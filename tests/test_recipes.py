@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from commands import run_command
 
 import data_utils
 from recipes import pi_gradient
@@ -16,6 +17,17 @@ def test_the_size_of_a_gradient_is_told_apart_from_its_noise():
         found, noise, moved = pi_gradient.size_noise_and_step(gradients)
         assert found == pytest.approx(size, abs=0.03) and noise == pytest.approx(1, abs=0.03)
         assert moved == pytest.approx(size / np.hypot(size, 1), abs=0.03)
+
+
+def test_each_temperature_is_measured_with_one_draw_and_with_one_for_each_row(
+    search_run, monkeypatch
+):
+    monkeypatch.chdir(search_run.parent.parent)
+    done = run_command(pi_gradient, "--run=logs/supernet", "--num_windows=4", "--tau=1", "--tau=.1")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["1.00", "1.00", "0.10", "0.10"]
+    assert len({line[-2] for line in lines}) == 4
 
 
 def test_the_gradient_of_theta_is_that_of_finite_differences(search_run, data_dir):

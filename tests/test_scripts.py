@@ -116,6 +116,16 @@ RECORD = """#!/usr/bin/env bash
 if [[ ${{1-}} == *.py && $1 != *missing_packages.py ]]; then
   printf '%s\\0' "$@" >>{record}
   echo >>{record}
+  letters=ai # what a search finds
+  for flag in "$@"; do
+    case $flag in
+      --model_name=*) run=logs/${{flag#*=}} ;;
+      --architecture=random) letters=da ;;
+      --architecture=*) letters=${{flag#*=}} ;;
+    esac
+  done
+  [[ $1 != *train.py ]] || mkdir -p "$run"
+  [[ $1 != *train.py ]] || printf '{{\n  "architecture": "%s"\n}}\n' "$letters" >"$run/results.json"
 else
   exec {python} "$@"
 fi
@@ -123,9 +133,13 @@ fi
 
 
 def commands_of(project, *script) -> list[list[str]]:
-    """The programs, with their arguments, that a script would run if each of them ended well."""
+    """The programs, with their arguments, that a script would run if each of them ended well.
+
+    Of a training only the architecture in its results is there afterwards.
+    """
     folder, record = project / "recording", project / "record"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    record.write_text("")
     (folder / "python3").write_text(RECORD.format(record=record, python=sys.executable))
     (folder / "python3").chmod(0o755)
     done = run(project, *script, path=f"{folder}:/usr/bin:/bin")
@@ -141,23 +155,26 @@ def test_the_found_network_is_compared_with_others(project, monkeypatch):
     monkeypatch.chdir(project)
     tf.config.run_functions_eagerly(True)  # soon done where there is one step
     try:
-        less = ("env", "SEEDS=0 1", "PICKS=1", "PRICES=0.006")
-        commands = commands_of(project, *less, "recipes/compare.sh", *given)
-        assert len(commands) == 2 * (5 + 1 + 2) + 2
+        compare = ("env", "SEEDS=0 1", "PICKS=1", "PRICES=0.006", "recipes/compare.sh")
+        commands = commands_of(project, *compare, *given)
+        assert len(commands) == 2 * (2 + 1 + 3 + 1) + 2  # both searches found the same
+        assert commands_of(project, *compare, *given) == commands[-2:]  # it goes on
+        other = run(project, *compare)
+        assert "logs has a comparison with other flags (--num_layers=2" in one_line(other)
+        shutil.rmtree(project / "logs")
         for path, *arguments in commands:
             program = {"train.py": train, "evaluate.py": evaluate, "plot_search.py": plot_search}
             done = run_command(program[Path(path).name], *arguments)
             assert done.returncode == 0, done.stderr
     finally:
         tf.config.run_functions_eagerly(False)
-    runs = {path.name: TrainedRun(path) for path in (project / "logs").iterdir()}
-    found = {runs[f"compare_{name}_{seed}"].architecture
-             for name in ("search", "search_0.006", "random_1") for seed in (0, 1)}
-    lines = [line.split() for line in done.stdout.splitlines()[1:-1]]
-    assert {line[-1] for line in lines} == {"aa", "ad", "dd"} | found
-    assert sum(int(line[2]) for line in lines) == 2 * (4 + 1 + 1)  # of a search none is evaluated
-    assert runs["compare_random_1_0"].architecture == runs["compare_random_1_1"].architecture
-    assert (project / "logs" / "compare_found_0" / "comparison.png").is_file()
+    drawn = TrainedRun(project / "logs" / "compare_random_1_0").architecture
+    scores = {line.split()[-1]: int(line.split()[2]) for line in done.stdout.splitlines()[1:-1]}
+    expected = dict.fromkeys(["ai", "aa", "ad", "dd", "da"], 2)  # of a search none
+    expected[drawn] = expected.get(drawn, 0) + 1
+    expected["da"] -= 1
+    assert scores == expected
+    assert (project / "logs" / "compare_ai_0" / "comparison.png").is_file()
 
 
 def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path, monkeypatch):

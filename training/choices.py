@@ -5,6 +5,7 @@ networks of the blocks so far, N networks of all blocks.
 """
 
 import itertools
+import math
 from typing import Iterable
 
 import numpy as np
@@ -13,6 +14,11 @@ import tensorflow as tf
 from layers.attention import score_bias
 from model import PARTransformerXL
 from training.scoring import filled_memory, real_targets
+
+
+def num_architectures(model: PARTransformerXL) -> int:
+    """N, which grows as K^L."""
+    return math.prod(len(block.branches) for block in model.blocks)
 
 
 def architectures(model: PARTransformerXL) -> list[tuple[str, ...]]:
@@ -24,7 +30,8 @@ class ChoiceScorer:
     """Scores all choices at once: networks that begin alike share what they compute.
 
     The blocks so far are P networks, and lie in the batch, [P B, T, D]. A block makes K P of them.
-    So L blocks are computed for K^l networks each, l < L, where N single networks take L N blocks.
+    So the first block runs once and the last for N / K networks; N single networks would run each
+    block N times.
 
     Args:
       model: a search.
@@ -71,7 +78,7 @@ class ChoiceScorer:
             new_memories.append(memory if new_memory is None else new_memory)
             by_network = [tf.reshape(each, [-1, B, T, each.shape[-1]]) for each in outputs]
             x = tf.stack(by_network, axis=1)  # [P, K, B, T, D]
-            x = tf.reshape(x, [-1, T, x.shape[-1]])  # [K P B, T, D], the next block's P
+            x = tf.reshape(x, [-1, T, x.shape[-1]])  # [P K B, T, D]
         hidden = tf.reshape(x * model.scale, [-1, B * T, x.shape[-1]])  # [N, B T, D]
         labels = tf.reshape(window[:, 1:], [-1])  # [B T]
         real = tf.reshape(real_targets(window), [-1])  # [B T]

@@ -12,17 +12,23 @@ from model import PARTransformerXL
 def flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:
     """FLOPs of a window, forward: 2 for each multiply-add of a matrix product, 0 for all else.
 
-    Args, Returns: as of `softmax_flops`, for the whole network.
+    Args:
+      model, B, T, probability: as of `softmax_flops`.
     """
     blocks = sum(layer.multiply_adds(B, T) for layer in _layers(model))
     return 2 * blocks + softmax_flops(model, B, T, probability)
 
 
+def frequencies(stream: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id is a target in a stream of tokens [N], relative to all: [V]."""
+    return np.bincount(stream[1:], minlength=vocab_size) / (len(stream) - 1)
+
+
 def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> float:
     """FLOPs of the softmax for a window, forward.
 
-    It has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head
-    and tails count the ids in the head and the tails, and tail i has width d_i and n_i ids.
+    It has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head counts the
+    ids in the head, tails the tails, and tail i has width d_i and n_i ids.
 
     Args:
       model: the network.

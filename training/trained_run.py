@@ -90,6 +90,17 @@ class TrainedRun:
         """
         return self.network(self.checkpoint, static_shapes=self._on_gpu)[0]
 
+    def search(self, checkpoint: str = "best") -> tuple[PARTransformerXL, int]:
+        """`network`, of a search.
+
+        Raises:
+          InputError: as `network`, or its architecture is fixed.
+        """
+        model, step = self.network(checkpoint)
+        if SEARCH not in model.architecture:
+            raise InputError(f"{self.folder} is no search: its architecture is fixed")
+        return model, step
+
     def find_data(self, data_dir: Path | None = None) -> tuple[Path, dict]:
         """The folder of its data, None for where they were in training; and their metadata.
 
