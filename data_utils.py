@@ -37,8 +37,8 @@ from support.tokenization import PAD, Tokenizer
 BLOCK_BYTES = 1 << 20  # of text, about, which are tokenized at once
 WINDOWS_AT_ONCE = 16  # that are cut from a stream
 RECORD_FRAME = 16  # bytes of a TFRecord beside its content: its length, and the checksums of both
-METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "tokenizer", "splits",
-            "sha256")  # what the readers of metadata.json need
+# What the readers of metadata.json need.
+METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits", "sha256")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
     for number, of_block in zip(attending, weights):
         figure = pictures.attention_figure(
             of_block[..., -len(tokens):], tokens, run.data["seq_len"],
-            f"attention of block {number} of {run.folder.name}")
+            f"attention of block {number} of {run.folder.name}, {run.data['corpus']}")
         paths.append(run.folder / f"attention_block_{number}.png")
         pictures.save(figure, paths[-1])
     return paths

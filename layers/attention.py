@@ -63,12 +63,12 @@ class RelativeAttention(Kind):
     def __init__(self, sizes: Sizes, **kwargs):
         super().__init__(sizes, **kwargs)
         D = sizes.d_model
-        self.query = self._weight("query", [D, D])
-        self.key_value = self._weight("key_value", [D, 2 * D])
-        self.position = self._weight("position", [D, D])
-        self.output_kernel = self._weight("output", [D, D])
-        self.content_bias = self._weight("content_bias", [D], "zeros")  # u of the paper
-        self.position_bias = self._weight("position_bias", [D], "zeros")  # v
+        self.query = self.weight("query", [D, D])
+        self.key_value = self.weight("key_value", [D, 2 * D])
+        self.position = self.weight("position", [D, D])
+        self.output_kernel = self.weight("output", [D, D])
+        self.content_bias = self.weight("content_bias", [D], "zeros")  # u of the paper
+        self.position_bias = self.weight("position_bias", [D], "zeros")  # v
         self.built = True
 
     def call(self, x, context, bias):
@@ -130,6 +130,3 @@ class RelativeAttention(Kind):
     def numbers_at_once(self, B: int, T: int) -> float:
         """8 B T H C: scores and their gradients."""
         return 8 * B * T * self.sizes.num_heads * (self.sizes.mem_len + T)
-
-    def _weight(self, name: str, shape: list[int], initializer: str = "glorot_uniform"):
-        return self.add_weight(shape=shape, initializer=initializer, name=name)

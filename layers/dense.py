@@ -20,10 +20,10 @@ class FeedForward(Kind):
     def __init__(self, sizes: Sizes, **kwargs):
         super().__init__(sizes, **kwargs)
         D, F = sizes.d_model, sizes.d_ffn
-        self.inner_kernel = self._weight("inner_kernel", [D, F], "glorot_uniform")
-        self.inner_bias = self._weight("inner_bias", [F], "zeros")
-        self.outer_kernel = self._weight("outer_kernel", [D, F], "glorot_uniform")
-        self.outer_bias = self._weight("outer_bias", [D], "zeros")
+        self.inner_kernel = self.weight("inner_kernel", [D, F])
+        self.inner_bias = self.weight("inner_bias", [F], "zeros")
+        self.outer_kernel = self.weight("outer_kernel", [D, F])
+        self.outer_bias = self.weight("outer_bias", [D], "zeros")
         self.built = True
 
     def call(self, x):
@@ -53,6 +53,3 @@ class FeedForward(Kind):
         """B T (F + 2 D), and 2 D F for the halves of the kernels."""
         D, F = self.sizes.d_model, self.sizes.d_ffn
         return B * T * (F + 2 * D) + 2 * D * F
-
-    def _weight(self, name: str, shape: list[int], initializer: str):
-        return self.add_weight(shape=shape, initializer=initializer, name=name)

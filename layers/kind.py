@@ -19,10 +19,10 @@ class Sizes:
       mem_len: M, positions of memory.
     """
 
-    d_model: int = 128
-    num_heads: int = 4
-    d_ffn: int = 1024
-    mem_len: int = 16
+    d_model: int
+    num_heads: int
+    d_ffn: int
+    mem_len: int
 
 
 class Kind(keras.layers.Layer):
@@ -44,6 +44,10 @@ class Kind(keras.layers.Layer):
     def __init__(self, sizes: Sizes, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.sizes = sizes
+
+    def weight(self, name: str, shape: list[int], initializer: str = "glorot_uniform"):
+        """A variable that is trained."""
+        return self.add_weight(shape=shape, initializer=initializer, name=name)
 
     def multiply_adds(self, B: int, T: int) -> float:
         """Those of its matrix products for a window, forward."""

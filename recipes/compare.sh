@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Does the network that a search finds predict as well as others at a lower cost? Searches, without a price of time and with several;
 # trains what they found alone and, with the same flags, attention in every block, attention and dense in turn (Transformer-XL), dense
-# in every block, and random picks; each with every seed. Then scores all, prints them and draws quality over cost.
+# in every block, and random picks; each with every seed (the picks first with one of their own). Then scores all, prints them and
+# draws quality over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
 # training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS=3 PRICES=0.005 recipes/compare.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"

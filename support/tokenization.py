@@ -251,10 +251,6 @@ class Tokenizer:
             ids = tf.concat([tf.concat([ids[:-1], ends], axis=1), ids[-1:]], axis=0)  # [L, ragged]
         return ids.flat_values, words, unknown
 
-    def encode(self, text: str, add_eos: bool) -> np.ndarray:
-        """The ids of a text, int32 [N], by `tokenize`."""
-        return self.tokenize(cli.tensorflow().constant(text), add_eos)[0].numpy()
-
     def decode(self, ids: Iterable[int], within_line: bool = False) -> Iterator[str]:
         """Yields the text of one id after another.
 

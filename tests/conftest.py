@@ -20,6 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import flags  # noqa: E402
 from absl.testing import flagsaver  # noqa: E402
@@ -107,6 +108,11 @@ def make_data(corpus_dir: Path, output_dir: Path,
     sizes = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN}
     corpus = own_text.from_folder(corpus_dir)
     data_utils.build(corpus, output_dir, tokenizer, **sizes | settings)
+
+
+def ids_of(tokenizer: tokenization.Tokenizer, text: str, add_eos: bool) -> np.ndarray:
+    """The ids of a text, int32 [N]."""
+    return tokenizer.tokenize(tf.constant(text), add_eos)[0].numpy()
 
 
 def once(tmp_path_factory, name: str, fill) -> Path:

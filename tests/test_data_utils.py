@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import BATCH_SIZE, PROJECT, SEQ_LEN, VOCAB_SIZE, make_data, when_called, write_corpus
+from conftest import (
+    BATCH_SIZE,
+    PROJECT,
+    SEQ_LEN,
+    VOCAB_SIZE,
+    ids_of,
+    make_data,
+    when_called,
+    write_corpus,
+)
 
 import data_utils
 from support import corpora, output_folder, tokenization
@@ -364,11 +373,11 @@ def test_wikitext2_is_whole(tmp_path, monkeypatch):
         model_file=str(tmp_path / "data" / "tokenizer.model")
     )
     assert (
-        "".join(tokenizer.decode(tokenizer.encode(characters, False))).replace(" ", "")
+        "".join(tokenizer.decode(ids_of(tokenizer, characters, False))).replace(" ", "")
         == package.normalize(characters.replace("\ufeff", "")).replace("▁", "")
         and len(characters) > 250
     )
-    assert "?" in "".join(tokenizer.decode(tokenizer.encode("Who was the king?", False)))
+    assert "?" in "".join(tokenizer.decode(ids_of(tokenizer, "Who was the king?", False)))
     counts = np.loadtxt(tmp_path / "data" / "unigram_counts.txt")
     assert np.all(np.diff(counts[4:]) <= 0) and counts.sum() == splits["train"]["tokens"]
 

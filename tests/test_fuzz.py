@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE, make_data, write_corpus
+from conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE, ids_of, make_data, write_corpus
 
 import data_utils
 from support import corpora, files, tokenization
@@ -197,7 +197,7 @@ def test_any_text_becomes_tokens_without_an_unknown_one(first, data_dir, tmp_pat
         )
         whole = text.removeprefix("\ufeff")
         assert stream.tolist() == [
-            *tokenizer.encode(whole, add_eos=True).tolist(),
+            *ids_of(tokenizer, whole, True).tolist(),
             *[EOS] * open_end,
         ]
         assert entry["words"] == len(whole.replace("▁", " ").split())
@@ -249,7 +249,7 @@ def test_one_line_of_12_megabytes(data_dir, tmp_path):
         seq_len=SEQ_LEN * 4,
     )
     metadata = data_utils.read_metadata(tmp_path / "data")
-    once = Tokenizer(data_dir / "tokenizer.model").encode(line, False)
+    once = ids_of(Tokenizer(data_dir / "tokenizer.model"), line, False)
     entry, counts = (
         metadata["splits"]["train"],
         np.loadtxt(tmp_path / "data" / "unigram_counts.txt"),

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 from commands import one_line, run_command
-from conftest import PROJECT
+from conftest import PROJECT, ids_of
 
 import generate
 from layers.attention import score_bias
@@ -160,7 +160,7 @@ def test_a_prompt_of_several_lines_is_read_as_training_reads_a_text(
     text = "the city\nof the\u2028old "
     done = run_command(generate, f"--run={search_run}", f"--prompt={text}")
     expected = [
-        token for line in ("the city", "of the old") for token in tokenizer.encode(line, False)
+        token for line in ("the city", "of the old") for token in ids_of(tokenizer, line, False)
     ]
     assert prompts == [expected]
     piece = "".join(tokenizer.decode([9]))

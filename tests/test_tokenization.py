@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from commands import one_line, run_command
-from conftest import VOCAB_SIZE, make_data
+from conftest import VOCAB_SIZE, ids_of, make_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
@@ -83,12 +83,12 @@ def decoded(tokenizer, ids):
 def test_any_text_comes_back_as_it_is_normalised(kind, tokenizers, text):
     tokenizer, package = tokenizers[kind]
     lines = lines_of(text, kind)
-    ids = tokenizer.encode(text, add_eos=True).tolist()
+    ids = ids_of(tokenizer, text, True).tolist()
     assert (
         ids == [token for line in lines for token in [*package.encode(line), EOS]][:-1]
         and UNK not in ids
     )
-    assert tokenizer.encode(text, add_eos=False).tolist() == [
+    assert ids_of(tokenizer, text, False).tolist() == [
         token for line in lines for token in package.encode(line)
     ]
     normalised = [package.normalize(line).replace("▁", " ") for line in lines]
@@ -99,7 +99,7 @@ def test_any_text_comes_back_as_it_is_normalised(kind, tokenizers, text):
 
 def test_text_appears_as_soon_as_its_bytes_do(tokenizers):
     tokenizer, _ = tokenizers["unigram"]
-    ids = tokenizer.encode("ab ☃😀", add_eos=False)
+    ids = ids_of(tokenizer, "ab ☃😀", False)
     parts = list(tokenizer.decode(ids))
     assert (
         "".join(parts) == "ab ☃😀"
@@ -118,8 +118,8 @@ def test_white_space_is_one_space_and_what_is_invisible_is_nothing(kind, tokeniz
     tokenizer, _ = tokenizers[kind]
     clean = "a b c d e f g h i j klmn o p q"
     assert (
-        tokenizer.encode(ODD, False).tolist() == tokenizer.encode(clean, False).tolist()
-        and decoded(tokenizer, tokenizer.encode(ODD, False)) == clean
+        ids_of(tokenizer, ODD, False).tolist() == ids_of(tokenizer, clean, False).tolist()
+        and decoded(tokenizer, ids_of(tokenizer, ODD, False)) == clean
     )
 
 
