@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Does the network that a search finds predict as well as others at a lower cost? Searches, without a price of time and with several;
-# trains what they found alone and, with the same flags, attention in every block, attention and dense in turn (Transformer-XL), dense
-# in every block, and random picks; each with every seed (the picks first with one of their own). Then scores all, prints them and
-# draws quality over cost.
+# Does the network that a search finds predict as well as others at a lower cost? Searches as recipes/fast.sh does, without a price of
+# time and with several; trains what they found alone and, with the same flags, attention in every block, attention and dense in turn
+# (Transformer-XL), dense in every block, and random picks; each with every seed (the picks first with one of their own). Then scores
+# all, prints them and draws quality over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
 # training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS=3 PRICES=0.005 recipes/compare.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
@@ -27,7 +27,8 @@ echo "$*" >"$logs/compare_flags"
 
 train() { # name, flags
   [ -e "$logs/compare_$1/results.json" ] ||
-    "$project/recipes/fast.sh" --model_name="compare_$1" --epochs=2 "${@:2}"
+    "$project/train.sh" --model_name="compare_$1" --epochs=2 --max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 \
+      --mixed_precision "${@:2}"
 }
 
 score() { # name: once
@@ -53,7 +54,7 @@ blocks() { # letters, over and over
 for seed in $seeds; do
   for price in 0 $prices; do
     search=search_${price}_$seed
-    train "$search" --latency_weight="$price" --seed="$seed" "$@"
+    train "$search" --gumbel_per_row --arch_lr_factor=5 --tau_start=5 --tau_end=1 --latency_weight="$price" --seed="$seed" "$@"
     echo "$search found $(found "$search")"
     train_letters "$(found "$search")" "$seed" "$@"
   done

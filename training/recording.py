@@ -239,7 +239,7 @@ class NullRun:
     def _record_nothing(self, *args, **kwargs):
         pass
 
-    say = describe = progress = scalars = pi = text = _record_nothing
+    say = note = describe = progress = scalars = pi = text = _record_nothing
     heat_map = evaluation = save = finish = close = _record_nothing
 
 
