@@ -18,7 +18,7 @@ from evaluate import evaluate_run
 from model import PARTransformerXL
 from support import files, tokenization
 from support.cli import InputError
-from training import scoring
+from training import costs, scoring
 from training.scoring import Evaluator
 from training.trained_run import TrainedRun
 from training.trainer import build_network
@@ -84,6 +84,11 @@ def test_padding_carries_no_loss():
     assert nll.numpy()[:, 4:].tolist() == [[0.0] * 4] * BATCH_SIZE and np.allclose(
         nll[:, :4], short, atol=1e-5
     )
+
+
+def test_frequencies_are_those_of_the_targets():
+    found = costs.frequencies(np.array([3, 1, 1, 2, 1]), vocab_size=5)  # the first is no target
+    assert found.tolist() == [0, 0.75, 0.25, 0, 0]
 
 
 def test_metrics_by_hand():

@@ -13,7 +13,7 @@ from training.trained_run import TrainedRun
 def test_the_size_of_a_gradient_is_told_apart_from_its_noise():
     rng = np.random.default_rng(0)
     for size in (0.0, 0.3, 2.0):
-        gradients = size + rng.normal(size=[4000, 6, 3])
+        gradients = size + rng.normal(size=[20, 6000, 3])  # few windows, many entries
         found, noise, moved = pi_gradient.size_noise_and_step(gradients)
         assert found == pytest.approx(size, abs=0.03) and noise == pytest.approx(1, abs=0.03)
         assert moved == pytest.approx(size / np.hypot(size, 1), abs=0.03)
