@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Does the network that a search finds predict as well as others at a lower cost? Searches as recipes/fast.sh does, without a price of
 # time and with several; trains what they found alone and, with the same flags, attention in every block, attention and dense in turn
-# (Transformer-XL), dense in every block, and random picks; each with every seed (the picks first with one of their own). Then scores
-# all, prints them and draws quality over cost.
+# (Transformer-XL), dense in every block, and ten random picks; each with every seed. Then scores all, prints them and draws quality
+# over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
-# training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS=3 PRICES=0.005 recipes/compare.sh
+# training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
+# Two seeds, each on a core of its own, are done sooner: SEEDS=0 taskset -c 0 recipes/compare.sh & SEEDS=1 taskset -c 1
+# recipes/compare.sh; then recipes/compare.sh scores all with nothing else running.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
-seeds=${SEEDS-0 1} picks=${PICKS-10} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
+seeds=${SEEDS-0 1} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
+picks=${PICKS-iddaaa aaaidi ddiidd diaiia didaii iaaiad aaddda aaaidd adiddi iidiid} # drawn by numpy.random.default_rng(0)
 
 logs=logs layers=6
 for flag in "$@"; do
@@ -17,7 +20,7 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-logs=${logs/#\~/$HOME} networks= first_seed=${seeds%% *}
+logs=${logs/#\~/$HOME} networks=
 
 mkdir -p "$logs"
 if [ -e "$logs/compare_flags" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
@@ -36,7 +39,7 @@ score() { # name: once
   networks+=${networks:+,}$logs/compare_$1
 }
 
-found() { # name of a search, or of a random pick: its letters
+found() { # name of a search: its letters
   sed -n 's/^  "architecture": "\([a-z]*\)".*/\1/p' "$logs/compare_$1/results.json"
 }
 
@@ -45,7 +48,7 @@ train_letters() { # letters, seed, flags: once, whoever found them
   score "$1_$2"
 }
 
-blocks() { # letters, over and over
+blocks() { # letters, over and over: one for each block
   local all=
   while [ "${#all}" -lt "$layers" ]; do all+=$1; done
   echo "${all:0:layers}"
@@ -59,13 +62,9 @@ for seed in $seeds; do
     train_letters "$(found "$search")" "$seed" "$@"
   done
   for letters in a ad d; do train_letters "$(blocks $letters)" "$seed" "$@"; done
-  for ((pick = 1; pick <= picks; pick++)); do
+  for pick in $picks; do
     random=random_${pick}_$seed
-    if [ "$seed" = "$first_seed" ]; then
-      train "$random" --architecture=random --seed="$((100 + pick))" "$@" # it draws the architecture too
-    else
-      train "$random" --architecture="$(found "random_${pick}_$first_seed")" --seed="$seed" "$@"
-    fi
+    train "$random" --architecture="$(blocks "$pick")" --seed="$seed" "$@"
     score "$random"
   done
 done
