@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does the network that a search finds predict as well as others at a lower cost? Searches as recipes/fast.sh does, without a price of
-# time and with several; trains what they found alone and, with the same flags, attention in every block, attention and dense in turn
+# Does the network that a search finds predict as well as others at a lower cost? Searches for one epoch, without a price of time and
+# with several; trains what they found alone for two epochs, and alike attention in every block, attention and dense in turn
 # (Transformer-XL), dense in every block, and ten random picks; each with every seed. Then scores all, prints them and draws quality
 # over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
@@ -30,8 +30,18 @@ echo "$*" >"$logs/compare_flags"
 
 train() { # name, flags
   [ -e "$logs/compare_$1/results.json" ] ||
-    "$project/train.sh" --model_name="compare_$1" --epochs=2 --max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 \
+    "$project/train.sh" --model_name="compare_$1" --max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 \
       --mixed_precision "${@:2}"
+}
+
+search() { # name, flags: one epoch
+  train "$1" --epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1 "${@:2}"
+  echo "$1 found $(found "$1")"
+}
+
+train_alone() { # name, letters, seed, flags: two epochs
+  train "$1" --epochs=2 --architecture="$2" --seed="$3" "${@:4}"
+  score "$1"
 }
 
 score() { # name: once
@@ -43,11 +53,6 @@ found() { # name of a search: its letters
   sed -n 's/^  "architecture": "\([a-z]*\)".*/\1/p' "$logs/compare_$1/results.json"
 }
 
-train_letters() { # letters, seed, flags: once, whoever found them
-  train "$1_$2" --architecture="$1" --seed="$2" "${@:3}"
-  score "$1_$2"
-}
-
 blocks() { # letters, over and over: one for each block
   local all=
   while [ "${#all}" -lt "$layers" ]; do all+=$1; done
@@ -56,17 +61,12 @@ blocks() { # letters, over and over: one for each block
 
 for seed in $seeds; do
   for price in 0 $prices; do
-    search=search_${price}_$seed
-    train "$search" --gumbel_per_row --arch_lr_factor=5 --tau_start=5 --tau_end=1 --latency_weight="$price" --seed="$seed" "$@"
-    echo "$search found $(found "$search")"
-    train_letters "$(found "$search")" "$seed" "$@"
+    search "search_${price}_$seed" --latency_weight="$price" --seed="$seed" "$@"
+    letters=$(found "search_${price}_$seed")
+    train_alone "${letters}_$seed" "$letters" "$seed" "$@"
   done
-  for letters in a ad d; do train_letters "$(blocks $letters)" "$seed" "$@"; done
-  for pick in $picks; do
-    random=random_${pick}_$seed
-    train "$random" --architecture="$(blocks "$pick")" --seed="$seed" "$@"
-    score "$random"
-  done
+  for letters in $(blocks a) $(blocks ad) $(blocks d); do train_alone "${letters}_$seed" "$letters" "$seed" "$@"; done
+  for pick in $picks; do train_alone "random_${pick}_$seed" "$(blocks "$pick")" "$seed" "$@"; done
 done
 "$PYTHON" "$project/evaluate.py" --run="$networks" >/dev/null
 exec "$PYTHON" "$project/plot_search.py" --compare="$networks"
