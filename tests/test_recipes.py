@@ -1,12 +1,16 @@
 """What the recipes measure, against numbers that are known."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from commands import run_command
+from commands import one_line, run_command
 
+import choose
 import data_utils
-from recipes import pi_gradient
+import evaluate
+from recipes import pi_gradient, rank_correlation
 from training.trained_run import TrainedRun
 
 
@@ -46,3 +50,46 @@ def test_the_gradient_of_theta_is_that_of_finite_differences(search_run, data_di
             model, tf.constant(windows[0]), model.empty_memory(len(windows[0])), 0, 0.7, draws)
         losses.append(float(tf.reduce_mean(nll)))
     assert found[0, 1, 0] == pytest.approx((losses[1] - losses[0]) / 0.02, rel=0.02, abs=1e-5)
+
+
+def test_the_rank_correlation_is_that_of_the_squared_distances():
+    """Spearman 1904: without equal ranks it is 1 - 6 sum d^2 / (P (P^2 - 1))."""
+    rng = np.random.default_rng(0)
+    for P in (3, 4, 20):
+        for _ in range(5):
+            x, y = rng.normal(size=[2, P])
+            squared = 0
+            for one, other in zip(x, y):
+                squared += (np.sum(x < one) - np.sum(y < other))**2
+            expected = 1 - 6 * squared / (P * (P**2 - 1))
+            assert rank_correlation.spearman(x, y) == pytest.approx(expected)
+
+
+def test_networks_within_a_search_are_ranked_beside_those_trained_alone(
+    begun, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ("--search=logs/supernet", "--run=logs/supernet")
+    lacking = one_line(run_command(rank_correlation, *command))
+    assert "python choose.py --run=logs/supernet" in lacking
+    assert run_command(choose, "--run=logs/supernet").returncode == 0
+    lacking = one_line(run_command(rank_correlation, *command))
+    assert "python evaluate.py --run=logs/supernet" in lacking
+    for name in ("aa", "di"):
+        assert run_command(evaluate, command[1], f"--architecture={name}").returncode == 0
+    assert "three networks or more" in one_line(run_command(rank_correlation, *command))
+    assert run_command(evaluate, command[1], "--architecture=ad").returncode == 0
+    done = run_command(rank_correlation, *command)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert sorted(line[0] for line in lines[1:4]) == ["aa", "ad", "di"], done.stderr
+    path, = begun.glob("choices_step*.json")
+    choices = {choice["architecture"]: choice for choice in json.loads(path.read_text())["choices"]}
+    last = 0
+    for name, alone, within in lines[1:4]:
+        path, = begun.glob(f"evaluation_valid_{name}_*.json")
+        assert float(alone) == round(json.loads(path.read_text())["loss"], 4) > last
+        assert float(within) == round(choices[name]["loss"], 4)
+        last = float(alone)
+    assert done.stdout.endswith("correlation of 3 networks: 1.000\n")
+    assert run_command(evaluate, command[1]).returncode == 0  # the mixture, ss
+    assert "does not contain ss" in one_line(run_command(rank_correlation, *command))
