@@ -6,7 +6,8 @@
 
 The pictures of a search are an animation of pi over training, and a still one of its end; of
 attention, one for each block that has it. A comparison draws quality against cost, of every network
-of the runs that evaluate.py has scored on the validation split.
+of the runs that evaluate.py has scored on the validation split; runs of the same architecture, such
+as those of several seeds, are one point.
 
 L blocks, K kinds of layer, S recorded steps.
 """
@@ -146,64 +147,71 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
     return paths
 
 
-def comparison_table(reports: list[dict]) -> str:
-    """A line for each architecture, the means of its scores; the best in bits per byte first.
+def read_evaluations(folders: list[Path]) -> list[dict]:
+    """The evaluations of the validation split of some runs, with `random`: is the run called so.
 
-    Scores with another window or memory have a line of their own. The spread is the largest
+    Raises:
+      InputError: there is none of a run, or one without bits per byte.
+    """
+    reports = []
+    for folder in folders:
+        paths = sorted(folder.glob("evaluation_valid_*.json"))
+        if not paths:
+            raise InputError(f"{folder} has no evaluation of the validation split: "
+                             f"python evaluate.py --run={folder}")
+        for path in paths:
+            report = files.read_json(path, EVALUATION)
+            if report["bits_per_byte"] is None:
+                raise InputError(f"{path} has no bits per byte: characters are unknown to its "
+                                 "tokenizer")
+            reports.append(report | {"random": "random" in folder.name})
+    return reports
+
+
+def means(reports: list[dict]) -> list[dict]:
+    """The mean of the evaluations of each architecture; the best in bits per byte first.
+
+    Those with another window or memory have a mean of their own. The spread is the largest
     difference of bits per byte between two of them.
     """
     alike = {}
     for report in reports:
         key = report["architecture"], report["seq_len"], report["mem_len"]
         alike.setdefault(key, []).append(report)
-    rows = []
-    for (architecture, seq_len, mem_len), own in alike.items():
+    networks = []
+    for own in alike.values():
         bits = [report["bits_per_byte"] for report in own]
-        words = np.mean([report["word_perplexity"] or np.inf for report in own])
-        milliseconds = np.mean([report["ms_per_window"]["p50"] for report in own])
-        rows.append([
-            np.mean(bits), f"{np.mean(bits):13.4f}", f"{np.ptp(bits):6.4f}", f"{len(own):6}",
-            f"{words:15.1f}", f"{own[0]['parameters']:10,}",
-            f"{own[0]['flops_per_token'] / 1e6:16.3f}", f"{milliseconds:13.2f}",
-            f"{seq_len:3} + {mem_len:<3}", architecture])
-    head = ("bits per byte", "spread", "scores", "word perplexity", "parameters",
-            "MFLOPs per token", "ms per window", "T + M   ", "architecture")
-    lines = [row[1:] for row in sorted(rows)]
-    return "\n".join("  ".join(cells) for cells in (head, *lines))
+        words = [report["word_perplexity"] or np.inf for report in own]
+        milliseconds = [report["ms_per_window"]["p50"] for report in own]
+        networks.append(own[0] | {
+            "bits_per_byte": np.mean(bits), "spread": np.ptp(bits), "evaluations": len(own),
+            "word_perplexity": np.mean(words), "ms_per_window": np.mean(milliseconds),
+            "random": all(report["random"] for report in own)})
+    return sorted(networks, key=lambda network: network["bits_per_byte"])
 
 
-def draw_comparison(folders: list[Path]) -> Path:
-    """Draws bits per byte over time and over FLOPs, a point for each evaluation of some runs.
+def comparison_table(networks: list[dict]) -> str:
+    """A line for each of some `means`."""
+    lines = ["bits per byte  spread  scores  word perplexity  parameters  MFLOPs per token  "
+             "ms per window  T + M     architecture"]
+    for each in networks:
+        lines.append(
+            f"{each['bits_per_byte']:13.4f}  {each['spread']:6.4f}  {each['evaluations']:6}  "
+            f"{each['word_perplexity']:15.1f}  {each['parameters']:10,}  "
+            f"{each['flops_per_token'] / 1e6:16.3f}  {each['ms_per_window']:13.2f}  "
+            f"{each['seq_len']:3} + {each['mem_len']:<3}  {each['architecture']}")
+    return "\n".join(lines)
 
-    Returns:
-      The picture, in the first of the folders.
 
-    Raises:
-      InputError: there is no evaluation of the validation split, or one without bits per byte.
-    """
-    reports, random = [], []
-    for folder in folders:
-        paths = sorted(folder.glob("evaluation_valid_*.json"))
-        if not paths:
-            raise InputError(f"{folder} has no evaluation of the validation split: "
-                             f"python evaluate.py --run={folder}")
-        reports += [files.read_json(path, EVALUATION) for path in paths]
-        random += ["random" in folder.name] * len(paths)
-    bits_per_byte = [report["bits_per_byte"] for report in reports]
-    if None in bits_per_byte:
-        raise InputError("an evaluation has no bits per byte: characters are unknown to its "
-                         "tokenizer")
-    print(comparison_table(reports))
-    milliseconds = [report["ms_per_window"]["p50"] for report in reports]
-    flops = [report["flops_per_token"] for report in reports]
-    figure = pictures.trade_off_figure(
-        [report["architecture"] for report in reports], np.array(random), "random",
-        np.array(bits_per_byte),
-        {"ms per window, median": np.array(milliseconds), "FLOPs per token": np.array(flops)},
-        "bits per byte", reports[0]["text"])
-    path = folders[0] / "comparison.png"
-    pictures.save(figure, path)
-    return path
+def comparison_figure(networks: list[dict]):
+    """The figure of bits per byte over time and over FLOPs, a point for each of some `means`."""
+    column = {name: np.array([network[name] for network in networks])
+              for name in ("random", "bits_per_byte", "ms_per_window", "flops_per_token")}
+    return pictures.trade_off_figure(
+        [network["architecture"] for network in networks], column["random"], "random",
+        column["bits_per_byte"], {"ms per window, median": column["ms_per_window"],
+                                  "FLOPs per token": column["flops_per_token"]},
+        "bits per byte", networks[0]["text"])
 
 
 def main(_):
@@ -211,7 +219,11 @@ def main(_):
     if bool(FLAGS.run) == bool(FLAGS.compare):
         raise InputError("one of --run and --compare must be given")
     if FLAGS.compare:
-        print(f"wrote {draw_comparison(list(map(Path, FLAGS.compare)))}")
+        folders = list(map(Path, FLAGS.compare))
+        networks = means(read_evaluations(folders))
+        print(comparison_table(networks))
+        pictures.save(comparison_figure(networks), folders[0] / "comparison.png")
+        print(f"wrote {folders[0] / 'comparison.png'}")
         return
     run = TrainedRun(FLAGS.run)
     if FLAGS.attention is not None:

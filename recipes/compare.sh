@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # Does the network that a search finds predict as well as others at a lower cost? Searches for one epoch, without a price of time and
-# with several; trains what they found alone for two epochs, and alike attention in every block, attention and dense in turn
-# (Transformer-XL), dense in every block, and ten random picks; each with every seed. Then scores all, prints them and draws quality
+# with several, all with the first seed. Then trains alone, for two epochs with every seed, what they found, attention in every block,
+# attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores all, prints them and draws quality
 # over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
 # training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
-# Two seeds, each on a core of its own, are done sooner: SEEDS=0 taskset -c 0 recipes/compare.sh & SEEDS=1 taskset -c 1
-# recipes/compare.sh; then recipes/compare.sh scores all with nothing else running.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 seeds=${SEEDS-0 1} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
@@ -20,7 +18,7 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-logs=${logs/#\~/$HOME} networks=
+logs=${logs/#\~/$HOME} scored=
 
 mkdir -p "$logs"
 if [ -e "$logs/compare_flags" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
@@ -34,19 +32,14 @@ train() { # name, flags
       --mixed_precision "${@:2}"
 }
 
-search() { # name, flags: one epoch
-  train "$1" --epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1 "${@:2}"
-  echo "$1 found $(found "$1")"
-}
-
-train_alone() { # name, letters, seed, flags: two epochs
+train_alone() { # name, letters, seed, flags
   train "$1" --epochs=2 --architecture="$2" --seed="$3" "${@:4}"
   score "$1"
 }
 
 score() { # name: once
-  case ,$networks, in *,"$logs/compare_$1",*) return ;; esac
-  networks+=${networks:+,}$logs/compare_$1
+  case ,$scored, in *,"$logs/compare_$1",*) return ;; esac
+  scored+=${scored:+,}$logs/compare_$1
 }
 
 found() { # name of a search: its letters
@@ -59,14 +52,17 @@ blocks() { # letters, over and over: one for each block
   echo "${all:0:layers}"
 }
 
+networks="$(blocks a) $(blocks ad) $(blocks d)"
+for price in 0 $prices; do
+  search=search_${price}_${seeds%% *}
+  train "$search" --epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1 --latency_weight="$price" \
+    --seed="${seeds%% *}" "$@"
+  echo "$search found $(found "$search")"
+  networks+=" $(found "$search")"
+done
 for seed in $seeds; do
-  for price in 0 $prices; do
-    search "search_${price}_$seed" --latency_weight="$price" --seed="$seed" "$@"
-    letters=$(found "search_${price}_$seed")
-    train_alone "${letters}_$seed" "$letters" "$seed" "$@"
-  done
-  for letters in $(blocks a) $(blocks ad) $(blocks d); do train_alone "${letters}_$seed" "$letters" "$seed" "$@"; done
+  for letters in $networks; do train_alone "${letters}_$seed" "$letters" "$seed" "$@"; done
   for pick in $picks; do train_alone "random_${pick}_$seed" "$(blocks "$pick")" "$seed" "$@"; done
 done
-"$PYTHON" "$project/evaluate.py" --run="$networks" >/dev/null
-exec "$PYTHON" "$project/plot_search.py" --compare="$networks"
+"$PYTHON" "$project/evaluate.py" --run="$scored" >/dev/null
+exec "$PYTHON" "$project/plot_search.py" --compare="$scored"

@@ -138,11 +138,13 @@ def test_the_table_of_a_comparison_has_means_and_the_best_first():
     def report(architecture, bits, words, milliseconds, mem_len=16):
         return {"architecture": architecture, "bits_per_byte": bits, "word_perplexity": words,
                 "ms_per_window": {"p50": milliseconds}, "flops_per_token": 2.5e6,
-                "parameters": 1000, "seq_len": 32, "mem_len": mem_len}
+                "parameters": 1000, "seq_len": 32, "mem_len": mem_len, "random": bits > 1.4}
 
-    lines = plot_search.comparison_table([
+    networks = plot_search.means([
         report("aa", 1.5, 300.0, 8.0), report("dd", 1.45, None, 3.0), report("aa", 1.3, 200.0, 9.0),
-        report("aa", 1.2, 100.0, 9.0, mem_len=64)]).splitlines()
+        report("aa", 1.2, 100.0, 9.0, mem_len=64)])
+    assert [network["random"] for network in networks] == [False, False, True]
+    lines = plot_search.comparison_table(networks).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["1.2000", "0.0000", "1", "100.0", "1,000", "2.500", "9.00", "32", "+", "64", "aa"],
         ["1.4000", "0.2000", "2", "250.0", "1,000", "2.500", "8.50", "32", "+", "16", "aa"],
@@ -155,22 +157,24 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     compare = "--compare=logs/supernet,logs/random_1"
     lacking = run_command(plot_search, compare)
     assert "has no evaluation of the validation split: python evaluate.py" in one_line(lacking)
-    for given in (["--run=logs/supernet,logs/random_1"], ["--run=logs/supernet",
-                                                          "--architecture=da"]):
-        assert run_command(evaluate, *given).returncode == 0
+    assert run_command(evaluate, "--run=logs/supernet").returncode == 0
+    for single in (["--run=logs/supernet,logs/random_1", "--architecture=da"],
+                   ["--run=logs/random_1", "--architecture=ad"]):
+        assert run_command(evaluate, *single).returncode == 0
     drawn = []
     monkeypatch.setattr(pictures.pyplot, "close", drawn.append)
     done = run_command(plot_search, compare)
     lines = done.stdout.splitlines()
     assert lines[-1] == "wrote logs/supernet/comparison.png", done.stderr
-    assert [line.split()[-1] for line in lines[:-1]].count("ss") == 1
+    scores = {line.split()[-1]: line.split()[2] for line in lines[1:-1]}
+    assert scores == {"ss": "1", "da": "2", "ad": "1"}
     figure, = drawn
     for axes in figure.axes:
-        assert [text.get_text() for text in axes.texts] == ["ss", "da", "ss"]
+        assert sorted(text.get_text() for text in axes.texts) == ["ad", "da", "ss"]
         grey, black = axes.collections
         assert len(grey.get_offsets()) == 1 and len(black.get_offsets()) == 2
-    report, = (tmp_path / "logs" / "supernet").glob("evaluation_valid_da_*.json")
-    cost, loss = figure.axes[1].collections[1].get_offsets()[1]
+    report, = (tmp_path / "logs" / "random_1").glob("evaluation_valid_ad_*.json")
+    cost, loss = figure.axes[1].collections[0].get_offsets()[0]
     assert (cost, loss) == tuple(files.read_json(report)[name]
                                  for name in ("flops_per_token", "bits_per_byte"))
     with Image.open("logs/supernet/comparison.png") as picture:

@@ -155,7 +155,7 @@ def test_the_found_network_is_compared_with_others(project, monkeypatch):
     try:
         compare = ("env", "SEEDS=0 1", "PICKS=da", "PRICES=0.006", "recipes/compare.sh")
         commands = commands_of(project, *compare, *given)
-        assert len(commands) == 2 * (2 + 1 + 3 + 1) + 2  # both searches found the same
+        assert len(commands) == 2 + 2 * (3 + 1 + 1) + 2  # both searches found the same
         assert commands_of(project, *compare, *given) == commands[-2:]  # it goes on
         other = run(project, *compare)
         assert "logs has a comparison with other flags (--num_layers=2" in one_line(other)
