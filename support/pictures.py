@@ -112,6 +112,8 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
                      costs: dict[str, np.ndarray], loss_name: str, title: str):
     """The figure of what networks cost and how well they predict, a panel for each kind of cost.
 
+    A network far worse than most stands at the upper edge with its loss, to leave room for those.
+
     Args:
       names: of P networks.
       grey: which are drawn in grey, boolean [P].
@@ -122,16 +124,23 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
     """
     figure, panels = pyplot.subplots(1, len(costs), figsize=(6 * len(costs), 5), dpi=120,
                                      sharey=True, squeeze=False, layout="constrained")
+    top = losses.min() + 2 * (np.quantile(losses, 0.75) - losses.min())
+    heights, names = np.minimum(losses, top), list(names)
+    for number in np.flatnonzero(losses > top):
+        names[number] += f" {losses[number]:.3f}" if names[number] else ""
     for axes, (cost_name, cost) in zip(panels.flat, costs.items()):
         best = front(cost, losses)
-        axes.plot(cost[best], losses[best], color="black", linewidth=0.8, linestyle="--",
+        axes.plot(cost[best], heights[best], color="black", linewidth=0.8, linestyle="--",
                   drawstyle="steps-post", label="front", zorder=1)
-        axes.scatter(cost[grey], losses[grey], color="0.65", s=18, label=grey_name, zorder=2)
-        axes.scatter(cost[~grey], losses[~grey], color="black", s=18, zorder=3)
-        for name, x, y, is_grey in zip(names, cost, losses, grey):
-            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7,
-                          color="0.45" if is_grey else "black", parse_math=False)
+        axes.scatter(cost[grey], heights[grey], color="0.65", s=18, label=grey_name, zorder=2)
+        axes.scatter(cost[~grey], heights[~grey], color="black", s=18, zorder=3)
+        for name, x, y, is_grey in zip(names, cost, heights, grey):
+            side = {"xytext": (-4, 3), "ha": "right", "color": "0.45"} if is_grey else {
+                "xytext": (4, 3), "color": "black"}
+            axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, parse_math=False,
+                          **side)
         axes.set_xlabel(cost_name)
+        axes.margins(x=0.12)  # room for the names
         axes.legend(fontsize=8)
     panels[0, 0].set_ylabel(loss_name)
     figure.suptitle(title, fontsize=9, parse_math=False)

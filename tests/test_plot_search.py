@@ -180,3 +180,15 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     with Image.open("logs/supernet/comparison.png") as picture:
         assert np.ptp(np.asarray(picture.convert("RGB")), axis=2).max() == 0
     assert "one of --run and --compare" in one_line(run_command(plot_search, compare, "--run=x"))
+
+
+def test_a_network_far_worse_than_the_others_leaves_them_room():
+    losses = np.array([1.40, 1.42, 1.44, 1.41, 1.43, 1.65])
+    figure = pictures.trade_off_figure(
+        list("abcdef"), np.zeros(6, bool), "none", losses, {"cost": np.arange(6.0)}, "loss", "")
+    axes, = figure.axes
+    heights = axes.collections[1].get_offsets()[:, 1]
+    assert list(heights[:5]) == list(losses[:5])
+    assert max(losses[:5]) < heights[5] < 1.5
+    assert [text.get_text() for text in axes.texts] == [*"abcde", "f 1.650"]
+    pictures.pyplot.close(figure)
