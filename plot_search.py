@@ -6,8 +6,8 @@
 
 The pictures of a search are an animation of pi over training, and a still one of its end; of
 attention, one for each block that has it. A comparison draws quality against cost, of every network
-of the runs that evaluate.py has scored on the validation split; runs of the same architecture, such
-as those of several seeds, are one point.
+of the runs that evaluate.py has scored on the validation split. Runs that trained the same network,
+such as those of several seeds, are one point.
 
 L blocks, K kinds of layer, S recorded steps.
 """
@@ -24,8 +24,8 @@ from support.cli import InputError
 
 def define_flags():
     cli.define_path("run", None, "the folder of a search, which may still go on")
-    cli.define_paths("compare", None, "the folders of runs that evaluate.py has scored; those with "
-                     "random in their name are drawn in grey")
+    cli.define_paths("compare", None, "the folders of runs that evaluate.py has scored; a network "
+                     "is grey where all its runs have random in their name")
     flags.DEFINE_string("attention", None, "a text: draw what each of its tokens attends to")
 
 
@@ -42,7 +42,7 @@ with cli.quiet():
 FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
 SHADES = 16  # of grey; more would show no more
 MOST_TOKENS = 80
-EVALUATION = ("architecture", "bits_per_byte", "word_perplexity", "ms_per_window",
+EVALUATION = ("run", "step", "architecture", "bits_per_byte", "word_perplexity", "ms_per_window",
               "flops_per_token", "parameters", "seq_len", "mem_len", "text")
 
 
@@ -148,69 +148,83 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
 
 
 def read_evaluations(folders: list[Path]) -> list[dict]:
-    """The evaluations of the validation split of some runs, with `random`: is the run called so.
+    """What evaluate.py wrote of the validation split for some runs; of several steps the last.
+
+    Each says besides whether the run is `random` by its name, and whether the network is a search
+    or `within` one: then its weights are the search's.
 
     Raises:
       InputError: there is none of a run, or one without bits per byte.
     """
     reports = []
     for folder in folders:
-        paths = sorted(folder.glob("evaluation_valid_*.json"))
-        if not paths:
-            raise InputError(f"{folder} has no evaluation of the validation split: "
-                             f"python evaluate.py --run={folder}")
-        for path in paths:
+        last = {}
+        for path in folder.glob("evaluation_valid_*.json"):
             report = files.read_json(path, EVALUATION)
             if report["bits_per_byte"] is None:
                 raise InputError(f"{path} has no bits per byte: characters are unknown to its "
                                  "tokenizer")
-            reports.append(report | {"random": "random" in folder.name})
+            single = not path.name.startswith("evaluation_valid_T")
+            report["within"] = single or "s" in report["architecture"]
+            report["random"] = "random" in folder.name
+            key = single, report["architecture"], report["seq_len"], report["mem_len"]
+            if key not in last or report["step"] > last[key]["step"]:
+                last[key] = report
+        if not last:
+            raise InputError(f"{folder} has no evaluation of the validation split: "
+                             f"python evaluate.py --run={folder}")
+        reports += [last[key] for key in sorted(last)]
     return reports
 
 
 def means(reports: list[dict]) -> list[dict]:
-    """The mean of the evaluations of each architecture; the best in bits per byte first.
+    """The mean of the evaluations of each network; the best in bits per byte first.
 
-    Those with another window or memory have a mean of their own. The spread is the largest
-    difference of bits per byte between two of them.
+    A network is an architecture trained alone, with any seeds, or one that has the weights of a
+    search; with another window or memory it is another. The spread is the largest difference of
+    bits per byte between two evaluations.
     """
     alike = {}
     for report in reports:
-        key = report["architecture"], report["seq_len"], report["mem_len"]
-        alike.setdefault(key, []).append(report)
+        sizes = report["parameters"], report["text"], report["seq_len"], report["mem_len"]
+        search = report["run"] if report["within"] else None
+        alike.setdefault((report["architecture"], search, *sizes), []).append(report)
     networks = []
     for own in alike.values():
         bits = [report["bits_per_byte"] for report in own]
         words = [report["word_perplexity"] or np.inf for report in own]
         milliseconds = [report["ms_per_window"]["p50"] for report in own]
-        networks.append(own[0] | {
+        shared = {name: own[0][name] for name in (
+            "architecture", "within", "text", "parameters", "seq_len", "mem_len",
+            "flops_per_token")}
+        networks.append(shared | {
             "bits_per_byte": np.mean(bits), "spread": np.ptp(bits), "evaluations": len(own),
-            "word_perplexity": np.mean(words), "ms_per_window": np.mean(milliseconds),
+            "word_perplexity": np.mean(words), "ms": np.mean(milliseconds),
             "random": all(report["random"] for report in own)})
     return sorted(networks, key=lambda network: network["bits_per_byte"])
 
 
 def comparison_table(networks: list[dict]) -> str:
-    """A line for each of some `means`."""
+    """A line for each of the networks that `means` gives."""
     lines = ["bits per byte  spread  scores  word perplexity  parameters  MFLOPs per token  "
              "ms per window  T + M     architecture"]
     for each in networks:
         lines.append(
             f"{each['bits_per_byte']:13.4f}  {each['spread']:6.4f}  {each['evaluations']:6}  "
             f"{each['word_perplexity']:15.1f}  {each['parameters']:10,}  "
-            f"{each['flops_per_token'] / 1e6:16.3f}  {each['ms_per_window']:13.2f}  "
+            f"{each['flops_per_token'] / 1e6:16.3f}  {each['ms']:13.2f}  "
             f"{each['seq_len']:3} + {each['mem_len']:<3}  {each['architecture']}")
     return "\n".join(lines)
 
 
 def comparison_figure(networks: list[dict]):
-    """The figure of bits per byte over time and over FLOPs, a point for each of some `means`."""
-    column = {name: np.array([network[name] for network in networks])
-              for name in ("random", "bits_per_byte", "ms_per_window", "flops_per_token")}
+    """The figure of bits per byte over time and over FLOPs, of the networks that `means` gives."""
+    columns = {name: np.array([network[name] for network in networks])
+               for name in ("random", "bits_per_byte", "ms", "flops_per_token")}
     return pictures.trade_off_figure(
-        [network["architecture"] for network in networks], column["random"], "random",
-        column["bits_per_byte"], {"ms per window, median": column["ms_per_window"],
-                                  "FLOPs per token": column["flops_per_token"]},
+        [network["architecture"] for network in networks], columns["random"], "random",
+        columns["bits_per_byte"], {"ms per window, median": columns["ms"],
+                                   "FLOPs per token": columns["flops_per_token"]},
         "bits per byte", networks[0]["text"])
 
 
@@ -222,8 +236,9 @@ def main(_):
         folders = list(map(Path, FLAGS.compare))
         networks = means(read_evaluations(folders))
         print(comparison_table(networks))
-        pictures.save(comparison_figure(networks), folders[0] / "comparison.png")
-        print(f"wrote {folders[0] / 'comparison.png'}")
+        path = folders[0] / "comparison.png"
+        pictures.save(comparison_figure(networks), path)
+        print(f"wrote {path}")
         return
     run = TrainedRun(FLAGS.run)
     if FLAGS.attention is not None:

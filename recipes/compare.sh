@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Does the network that a search finds predict as well as others at a lower cost? Searches for one epoch, without a price of time and
-# with several, all with the first seed. Then trains alone, for two epochs with every seed, what they found, attention in every block,
-# attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores all, prints them and draws quality
-# over cost.
-# It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, so they are about
-# training or size: recipes/compare.sh --epochs=3. Less of it: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
+# with several, all with the first seed. Then trains alone, for two epochs with every seed, the networks that they found, attention in
+# every block, attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores what was trained alone,
+# prints it and draws quality over cost.
+# It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, searches too:
+# recipes/compare.sh --d_ffn=512. Less of it: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 seeds=${SEEDS-0 1} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
@@ -18,28 +18,28 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-logs=${logs/#\~/$HOME} scored=
+logs=${logs/#\~/$HOME} first_seed=${seeds%% *} trained=
+[ -n "$first_seed" ] || fail "SEEDS is empty"
+case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks: PICKS=\"iddaaa aaaidi\"" ;; esac
 
+training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision"
+search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1"
+alone="--epochs=2"
 mkdir -p "$logs"
-if [ -e "$logs/compare_flags" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
+all="$training $search $alone $*"
+if [ -e "$logs/compare_flags" ] && [ "$all" != "$(cat "$logs/compare_flags")" ]; then
   fail "$logs has a comparison with other flags ($(cat "$logs/compare_flags")): choose another --logs_dir"
 fi
-echo "$*" >"$logs/compare_flags"
+echo "$all" >"$logs/compare_flags"
 
-train() { # name, flags
-  [ -e "$logs/compare_$1/results.json" ] ||
-    "$project/train.sh" --model_name="compare_$1" --max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 \
-      --mixed_precision "${@:2}"
+train() { # name, flags: once
+  [ -e "$logs/compare_$1/results.json" ] || "$project/train.sh" --model_name="compare_$1" $training "${@:2}"
 }
 
-train_alone() { # name, letters, seed, flags
-  train "$1" --epochs=2 --architecture="$2" --seed="$3" "${@:4}"
-  score "$1"
-}
-
-score() { # name: once
-  case ,$scored, in *,"$logs/compare_$1",*) return ;; esac
-  scored+=${scored:+,}$logs/compare_$1
+train_alone() { # name, letters, seed, flags: once
+  case ,$trained, in *,"$logs/compare_$1",*) return ;; esac
+  train "$1" $alone --architecture="$2" --seed="$3" "${@:4}"
+  trained+=${trained:+,}$logs/compare_$1
 }
 
 found() { # name of a search: its letters
@@ -54,15 +54,18 @@ blocks() { # letters, over and over: one for each block
 
 networks="$(blocks a) $(blocks ad) $(blocks d)"
 for price in 0 $prices; do
-  search=search_${price}_${seeds%% *}
-  train "$search" --epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1 --latency_weight="$price" \
-    --seed="${seeds%% *}" "$@"
-  echo "$search found $(found "$search")"
-  networks+=" $(found "$search")"
+  name=search_${price}_$first_seed
+  train "$name" $search --latency_weight="$price" --seed="$first_seed" "$@"
+  echo "$name found $(found "$name")"
+  networks+=" $(found "$name")"
 done
 for seed in $seeds; do
   for letters in $networks; do train_alone "${letters}_$seed" "$letters" "$seed" "$@"; done
-  for pick in $picks; do train_alone "random_${pick}_$seed" "$(blocks "$pick")" "$seed" "$@"; done
+  for pick in $picks; do
+    letters=$(blocks "$pick")
+    case " $networks " in *" $letters "*) continue ;; esac # it is trained already
+    train_alone "random_${letters}_$seed" "$letters" "$seed" "$@"
+  done
 done
-"$PYTHON" "$project/evaluate.py" --run="$scored" >/dev/null
-exec "$PYTHON" "$project/plot_search.py" --compare="$scored"
+"$PYTHON" "$project/evaluate.py" --run="$trained" >/dev/null
+exec "$PYTHON" "$project/plot_search.py" --compare="$trained"

@@ -26,6 +26,7 @@ def define_flags():
 cli.begin(__name__, define_flags)
 
 with cli.quiet():
+    from plot_search import means, read_evaluations
     from support import files
 
 
@@ -36,7 +37,11 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def losses_within(search: Path) -> dict[str, float]:
-    """The loss of each network with the weights of the search, where choose.py scored it last."""
+    """The loss of each network with the weights of the search, as choose.py scored its last step.
+
+    Raises:
+      InputError: it has scored none.
+    """
     reports = [files.read_json(path, ["step", "choices"])
                for path in search.glob("choices_step*.json")]
     if not reports:
@@ -45,34 +50,25 @@ def losses_within(search: Path) -> dict[str, float]:
     return {choice["architecture"]: choice["loss"] for choice in last["choices"]}
 
 
-def losses_alone(folders: list[Path]) -> dict[str, float]:
-    """The mean loss of each architecture over the runs that trained it."""
-    losses = {}
-    for folder in folders:
-        paths = sorted(folder.glob("evaluation_valid_*.json"))
-        if not paths:
-            raise InputError(f"{folder} has no evaluation of the validation split: "
-                             f"python evaluate.py --run={folder}")
-        for path in paths:
-            report = files.read_json(path, ["architecture", "loss"])
-            losses.setdefault(report["architecture"], []).append(report["loss"])
-    return {architecture: float(np.mean(own)) for architecture, own in losses.items()}
-
-
 def main(_):
     search, folders = Path(flags.FLAGS.search), list(map(Path, flags.FLAGS.run))
-    within, alone = losses_within(search), losses_alone(folders)
-    networks = sorted(alone, key=alone.get)
-    if missing := set(networks) - within.keys():
-        raise InputError(f"{search} does not contain {min(missing)}")
-    if len(networks) < 3:
+    within = losses_within(search)
+    alone = {}
+    for network in means(read_evaluations(folders)):  # the best first
+        name = network["architecture"]
+        if network["within"] or name in alone:
+            raise InputError(f"{name} is within a search, or was trained in two ways: --run takes "
+                             "networks trained alone, and alike")
+        if name not in within:
+            raise InputError(f"{search} does not contain {name}")
+        alone[name] = network["bits_per_byte"]
+    if len(alone) < 3:
         raise InputError("an order needs three networks or more")
-    print("architecture  loss alone  loss within the search")
-    for network in networks:
-        print(f"{network:12}  {alone[network]:10.4f}  {within[network]:22.4f}")
-    correlation = spearman(np.array([within[network] for network in networks]),
-                           np.array([alone[network] for network in networks]))
-    print(f"Spearman's rank correlation of {len(networks)} networks: {correlation:.3f}")
+    print("architecture  bits per byte alone  loss within the search")
+    for name, bits in alone.items():
+        print(f"{name:12}  {bits:19.4f}  {within[name]:22.4f}")
+    correlation = spearman(np.array([within[name] for name in alone]), np.array([*alone.values()]))
+    print(f"Spearman's rank correlation of {len(alone)} networks: {correlation:.3f}")
 
 
 if __name__ == "__main__":

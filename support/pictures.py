@@ -112,7 +112,8 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
                      costs: dict[str, np.ndarray], loss_name: str, title: str):
     """The figure of what networks cost and how well they predict, a panel for each kind of cost.
 
-    A network far worse than most stands at the upper edge with its loss, to leave room for those.
+    A network far worse than most is a triangle at the upper edge, to leave room for those; beside
+    its name stands its loss.
 
     Args:
       names: of P networks.
@@ -124,21 +125,24 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
     """
     figure, panels = pyplot.subplots(1, len(costs), figsize=(6 * len(costs), 5), dpi=120,
                                      sharey=True, squeeze=False, layout="constrained")
-    top = losses.min() + 2 * (np.quantile(losses, 0.75) - losses.min())
-    heights, names = np.minimum(losses, top), list(names)
-    for number in np.flatnonzero(losses > top):
-        names[number] += f" {losses[number]:.3f}" if names[number] else ""
+    known = losses[np.isfinite(losses)]
+    top = known.min() + 2 * (np.quantile(known, 0.75) - known.min())
+    worse = (losses > top) & (top > known.min())
+    heights = np.where(worse, top, losses)
     for axes, (cost_name, cost) in zip(panels.flat, costs.items()):
         best = front(cost, losses)
         axes.plot(cost[best], heights[best], color="black", linewidth=0.8, linestyle="--",
                   drawstyle="steps-post", label="front", zorder=1)
         axes.scatter(cost[grey], heights[grey], color="0.65", s=18, label=grey_name, zorder=2)
         axes.scatter(cost[~grey], heights[~grey], color="black", s=18, zorder=3)
-        for name, x, y, is_grey in zip(names, cost, heights, grey):
-            side = {"xytext": (-4, 3), "ha": "right", "color": "0.45"} if is_grey else {
-                "xytext": (4, 3), "color": "black"}
-            axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, parse_math=False,
-                          **side)
+        if worse.any():
+            axes.scatter(cost[worse], heights[worse], color="white", edgecolor="0.4", s=28,
+                         marker="^", label="worse than shown", zorder=4)
+        for number, name in enumerate(names):
+            text = f"{name} {losses[number]:.3f}" if name and worse[number] else name
+            place, side, color = (-4, "right", "0.45") if grey[number] else (4, "left", "black")
+            axes.annotate(text, (cost[number], heights[number]), xytext=(place, 3), ha=side,
+                          textcoords="offset points", fontsize=7, color=color, parse_math=False)
         axes.set_xlabel(cost_name)
         axes.margins(x=0.12)  # room for the names
         axes.legend(fontsize=8)

@@ -135,20 +135,24 @@ def test_the_front_is_what_no_other_beats():
 
 
 def test_the_table_of_a_comparison_has_means_and_the_best_first():
-    def report(architecture, bits, words, milliseconds, mem_len=16):
+    def report(architecture, bits, words, milliseconds, mem_len=16, random=False, within=False):
         return {"architecture": architecture, "bits_per_byte": bits, "word_perplexity": words,
-                "ms_per_window": {"p50": milliseconds}, "flops_per_token": 2.5e6,
-                "parameters": 1000, "seq_len": 32, "mem_len": mem_len, "random": bits > 1.4}
+                "ms_per_window": {"p50": milliseconds}, "flops_per_token": 2.5e6, "text": "some",
+                "parameters": 1000, "seq_len": 32, "mem_len": mem_len, "random": random,
+                "within": within, "run": f"logs/{bits}"}
 
     networks = plot_search.means([
-        report("aa", 1.5, 300.0, 8.0), report("dd", 1.45, None, 3.0), report("aa", 1.3, 200.0, 9.0),
-        report("aa", 1.2, 100.0, 9.0, mem_len=64)])
-    assert [network["random"] for network in networks] == [False, False, True]
+        report("aa", 1.5, 300.0, 8.0, random=True), report("dd", 1.45, None, 3.0, random=True),
+        report("aa", 1.3, 200.0, 9.0), report("aa", 1.2, 100.0, 9.0, mem_len=64),
+        report("aa", 1.7, 400.0, 8.0, within=True), report("aa", 1.6, 350.0, 8.0, within=True)])
+    assert [network["random"] for network in networks] == [False, False, True, False, False]
     lines = plot_search.comparison_table(networks).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["1.2000", "0.0000", "1", "100.0", "1,000", "2.500", "9.00", "32", "+", "64", "aa"],
         ["1.4000", "0.2000", "2", "250.0", "1,000", "2.500", "8.50", "32", "+", "16", "aa"],
-        ["1.4500", "0.0000", "1", "inf", "1,000", "2.500", "3.00", "32", "+", "16", "dd"]]
+        ["1.4500", "0.0000", "1", "inf", "1,000", "2.500", "3.00", "32", "+", "16", "dd"],
+        ["1.6000", "0.0000", "1", "350.0", "1,000", "2.500", "8.00", "32", "+", "16", "aa"],
+        ["1.7000", "0.0000", "1", "400.0", "1,000", "2.500", "8.00", "32", "+", "16", "aa"]]
 
 
 def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
@@ -158,37 +162,54 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     lacking = run_command(plot_search, compare)
     assert "has no evaluation of the validation split: python evaluate.py" in one_line(lacking)
     assert run_command(evaluate, "--run=logs/supernet").returncode == 0
-    for single in (["--run=logs/supernet,logs/random_1", "--architecture=da"],
-                   ["--run=logs/random_1", "--architecture=ad"]):
-        assert run_command(evaluate, *single).returncode == 0
+    for run, single in (("supernet", "da"), ("random_1", "da"), ("random_1", "ad")):
+        done = run_command(evaluate, f"--run=logs/{run}", f"--architecture={single}")
+        assert done.returncode == 0
+    path, = (tmp_path / "logs" / "random_1").glob("evaluation_valid_ad_*.json")
+    report = files.read_json(path)
+    earlier = report | {"step": 1, "bits_per_byte": 9.0}  # is another step's, which does not count
+    files.write_json(path.with_name("evaluation_valid_ad_earlier.json"), earlier)
     drawn = []
     monkeypatch.setattr(pictures.pyplot, "close", drawn.append)
     done = run_command(plot_search, compare)
     lines = done.stdout.splitlines()
     assert lines[-1] == "wrote logs/supernet/comparison.png", done.stderr
-    scores = {line.split()[-1]: line.split()[2] for line in lines[1:-1]}
-    assert scores == {"ss": "1", "da": "2", "ad": "1"}
+    assert sorted(line.split()[-1] for line in lines[1:-1]) == ["ad", "da", "da", "ss"]
     figure, = drawn
     for axes in figure.axes:
-        assert sorted(text.get_text() for text in axes.texts) == ["ad", "da", "ss"]
-        grey, black = axes.collections
-        assert len(grey.get_offsets()) == 1 and len(black.get_offsets()) == 2
-    report, = (tmp_path / "logs" / "random_1").glob("evaluation_valid_ad_*.json")
-    cost, loss = figure.axes[1].collections[0].get_offsets()[0]
-    assert (cost, loss) == tuple(files.read_json(report)[name]
-                                 for name in ("flops_per_token", "bits_per_byte"))
+        names = sorted(text.get_text().split()[0] for text in axes.texts)
+        assert names == ["ad", "da", "da", "ss"]
+        grey, black = axes.collections[:2]
+        assert len(grey.get_offsets()) == 2 and len(black.get_offsets()) == 2
+    points = figure.axes[1].collections[0].get_offsets()[:, 0]
+    assert report["flops_per_token"] in points
     with Image.open("logs/supernet/comparison.png") as picture:
         assert np.ptp(np.asarray(picture.convert("RGB")), axis=2).max() == 0
     assert "one of --run and --compare" in one_line(run_command(plot_search, compare, "--run=x"))
 
 
 def test_a_network_far_worse_than_the_others_leaves_them_room():
-    losses = np.array([1.40, 1.42, 1.44, 1.41, 1.43, 1.65])
+    """Also where it is the cheapest, has no name, or no loss at all."""
+    losses = np.array([1.65, 1.42, 1.44, 1.40, 1.43, 1.41, 1.45, 1.46, 1.9, np.inf, np.nan])
+    names = ["worst", *"bcdefgh", "", "", ""]
     figure = pictures.trade_off_figure(
-        list("abcdef"), np.zeros(6, bool), "none", losses, {"cost": np.arange(6.0)}, "loss", "")
+        names, np.arange(11) % 2 == 1, "odd", losses, {"cost": np.arange(11.0)}, "loss", "")
     axes, = figure.axes
-    heights = axes.collections[1].get_offsets()[:, 1]
-    assert list(heights[:5]) == list(losses[:5])
-    assert max(losses[:5]) < heights[5] < 1.5
-    assert [text.get_text() for text in axes.texts] == [*"abcde", "f 1.650"]
+    grey, black, worse = (np.ma.filled(points.get_offsets(), np.nan) for points in axes.collections)
+    heights = dict([*grey, *black])
+    for number in range(1, 8):
+        assert heights[number] == losses[number]
+    assert list(worse[:, 0]) == [0, 8, 9] and max(worse[:, 1]) == min(worse[:, 1]) < 1.55
+    assert [text.get_text() for text in axes.texts][:2] == ["worst 1.650", "b"]
     pictures.pyplot.close(figure)
+
+
+def test_where_all_networks_are_alike_none_is_worse():
+    for losses in ([1.4], [1.4, 1.4, 1.4, 1.4, 1.5]):
+        losses = np.array(losses)
+        figure = pictures.trade_off_figure(
+            ["a"] * len(losses), np.zeros(len(losses), bool), "", losses, {"cost": losses},
+            "loss", "")
+        heights = figure.axes[0].collections[1].get_offsets()[:, 1]
+        assert list(heights) == list(losses)
+        pictures.pyplot.close(figure)

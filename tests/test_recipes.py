@@ -1,16 +1,13 @@
 """What the recipes measure, against numbers that are known."""
 
-import json
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from commands import one_line, run_command
 
-import choose
 import data_utils
-import evaluate
 from recipes import pi_gradient, rank_correlation
+from support import files
 from training.trained_run import TrainedRun
 
 
@@ -65,31 +62,39 @@ def test_the_rank_correlation_is_that_of_the_squared_distances():
             assert rank_correlation.spearman(x, y) == pytest.approx(expected)
 
 
-def test_networks_within_a_search_are_ranked_beside_those_trained_alone(
-    begun, tmp_path, monkeypatch
-):
+def write_evaluation(run, architecture, bits, name="evaluation_valid_T8_M6_step9.json", step=9):
+    run.mkdir(parents=True, exist_ok=True)
+    files.write_json(run / name, {
+        "run": str(run), "step": step, "architecture": architecture, "bits_per_byte": bits,
+        "word_perplexity": 2**bits, "ms_per_window": {"p50": 1.0}, "flops_per_token": 1.0,
+        "parameters": 1, "seq_len": 8, "mem_len": 6, "text": "some"})
+
+
+def test_networks_within_a_search_are_ranked_beside_those_trained_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ("--search=logs/supernet", "--run=logs/supernet")
-    lacking = one_line(run_command(rank_correlation, *command))
-    assert "python choose.py --run=logs/supernet" in lacking
-    assert run_command(choose, "--run=logs/supernet").returncode == 0
-    lacking = one_line(run_command(rank_correlation, *command))
-    assert "python evaluate.py --run=logs/supernet" in lacking
-    for name in ("aa", "di"):
-        assert run_command(evaluate, command[1], f"--architecture={name}").returncode == 0
-    assert "three networks or more" in one_line(run_command(rank_correlation, *command))
-    assert run_command(evaluate, command[1], "--architecture=ad").returncode == 0
-    done = run_command(rank_correlation, *command)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert sorted(line[0] for line in lines[1:4]) == ["aa", "ad", "di"], done.stderr
-    path, = begun.glob("choices_step*.json")
-    choices = {choice["architecture"]: choice for choice in json.loads(path.read_text())["choices"]}
-    last = 0
-    for name, alone, within in lines[1:4]:
-        path, = begun.glob(f"evaluation_valid_{name}_*.json")
-        assert float(alone) == round(json.loads(path.read_text())["loss"], 4) > last
-        assert float(within) == round(choices[name]["loss"], 4)
-        last = float(alone)
-    assert done.stdout.endswith("correlation of 3 networks: 1.000\n")
-    assert run_command(evaluate, command[1]).returncode == 0  # the mixture, ss
-    assert "does not contain ss" in one_line(run_command(rank_correlation, *command))
+    logs, search = tmp_path / "logs", tmp_path / "logs" / "search"
+    search.mkdir(parents=True)
+
+    def rank(*names):
+        runs = ",".join(f"logs/{name}" for name in names)
+        return run_command(rank_correlation, "--search=logs/search", f"--run={runs}")
+
+    write_evaluation(logs / "one", "aa", 1.0)
+    assert "python choose.py --run=logs/search" in one_line(rank("one"))
+    for step, losses in ((5, {"aa": 1.0, "ad": 2.0, "di": 3.0}), (12, {"aa": 3, "ad": 1, "di": 2})):
+        choices = [{"architecture": name, "loss": loss} for name, loss in losses.items()]
+        files.write_json(search / f"choices_step{step}.json", {"step": step, "choices": choices})
+    (logs / "two").mkdir()
+    assert "python evaluate.py --run=logs/two" in one_line(rank("one", "two"))
+    write_evaluation(logs / "two", "ad", 3.0)
+    assert "three networks or more" in one_line(rank("one", "two"))
+    write_evaluation(logs / "three", "di", 1.5)
+    write_evaluation(logs / "four", "di", 2.5)  # another seed
+    done = rank("one", "two", "three", "four")
+    assert [line.split() for line in done.stdout.splitlines()[1:4]] == [
+        ["aa", "1.0000", "3.0000"], ["di", "2.0000", "2.0000"], ["ad", "3.0000", "1.0000"]]
+    assert done.stdout.endswith("correlation of 3 networks: -1.000\n"), done.stderr
+    write_evaluation(logs / "five", "ii", 1.0)
+    assert "logs/search does not contain ii" in one_line(rank("one", "five"))
+    write_evaluation(search, "di", 1.0, "evaluation_valid_di_T8_M6_step9.json")
+    assert "within a search, or was trained in two ways" in one_line(rank("one", "search"))

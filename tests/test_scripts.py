@@ -153,12 +153,25 @@ def test_the_found_network_is_compared_with_others(project, monkeypatch):
     monkeypatch.chdir(project)
     tf.config.run_functions_eagerly(True)  # soon done where there is one step
     try:
-        compare = ("env", "SEEDS=0 1", "PICKS=da", "PRICES=0.006", "recipes/compare.sh")
+        compare = ("env", "SEEDS=4 1", "PICKS=da d iai", "PRICES=0.006", "recipes/compare.sh")
         commands = commands_of(project, *compare, *given)
-        assert len(commands) == 2 + 2 * (3 + 1 + 1) + 2  # both searches found the same
+        searches, alone = commands[:2], commands[2:-2]
+        for price, command in zip(("0", "0.006"), searches):
+            assert {"--seed=4", "--epochs=1", f"--latency_weight={price}"} <= set(command)
+        trained = []
+        for command in alone:
+            seed, letters = (next(flag.split("=")[1] for flag in reversed(command)
+                                  if flag.startswith(f"--{name}="))
+                             for name in ("seed", "architecture"))
+            trained.append((seed, letters))
+            assert "--epochs=2" in command and "--max_lr=2e-3" in command
+        letters = ("aa", "ad", "dd", "ai", "da", "ia")  # both searches found ai; d is dd
+        assert trained == [(seed, each) for seed in "41" for each in letters]
         assert commands_of(project, *compare, *given) == commands[-2:]  # it goes on
         other = run(project, *compare)
-        assert "logs has a comparison with other flags (--num_layers=2" in one_line(other)
+        assert "logs has a comparison with other flags (--max_lr=2e-3" in one_line(other)
+        assert "PICKS takes letters" in one_line(run(project, "env", "PICKS=3", *compare[-1:]))
+        assert "SEEDS is empty" in one_line(run(project, "env", "SEEDS=", *compare[-1:]))
         shutil.rmtree(project / "logs")
         for path, *arguments in commands:
             program = {"train.py": train, "evaluate.py": evaluate, "plot_search.py": plot_search}
@@ -167,8 +180,8 @@ def test_the_found_network_is_compared_with_others(project, monkeypatch):
     finally:
         tf.config.run_functions_eagerly(False)
     scores = {line.split()[-1]: int(line.split()[2]) for line in done.stdout.splitlines()[1:-1]}
-    assert scores == dict.fromkeys(["ai", "aa", "ad", "dd", "da"], 2)
-    assert (project / "logs" / "compare_ai_0" / "comparison.png").is_file()
+    assert scores == dict.fromkeys(letters, 2)
+    assert (project / "logs" / "compare_aa_4" / "comparison.png").is_file()
 
 
 def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path, monkeypatch):
