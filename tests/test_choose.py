@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +13,7 @@ import choose
 import data_utils
 from evaluate import evaluate_run
 from layers import as_letters
+from model import PARTransformerXL
 from support.tokenization import PAD
 from training.choices import ChoiceScorer, architectures, num_architectures
 from training.scoring import filled_memory, window_nll
@@ -40,6 +42,26 @@ def test_each_choice_is_scored_as_the_network_that_has_these_layers_alone(
             total += float(tf.reduce_sum(loss))
         assert found == pytest.approx(total, rel=1e-5)
     assert len(set(nll.round(3))) == 9
+
+
+def test_the_choices_of_a_search_in_mixed_precision_are_scored():
+    """As in float32, to the digits of bfloat16."""
+    rng = np.random.default_rng(0)
+    windows = [tf.constant(rng.integers(4, 30, [2, 9]), tf.int32) for _ in range(3)]
+    losses = []
+    for policy in ("mixed_bfloat16", "float32"):
+        keras.config.set_dtype_policy(policy)
+        search = PARTransformerXL(
+            vocab_size=30, architecture=["search"] * 2, d_model=8, num_heads=2, d_ffn=16, mem_len=4)
+        numbers = np.random.default_rng(1)
+        for variable in search.trainable_variables:
+            variable.assign(numbers.normal(0, 0.3, variable.shape))
+        nll, targets = ChoiceScorer(search)(windows)
+        assert targets == 3 * 2 * 8
+        losses.append(nll)
+    mixed, exact = losses
+    assert mixed == pytest.approx(exact, rel=5e-3)
+    assert len({*mixed, *exact}) == 2 * 9 - 1  # ii has nothing in bfloat16
 
 
 def test_a_budget_names_the_best_network_within_it(begun, tmp_path, monkeypatch):

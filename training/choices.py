@@ -73,7 +73,7 @@ class ChoiceScorer:
         bias = score_bias(T, model.sizes.mem_len, filled)  # [T, C]
         x, new_memories = model.embed(window[:, :-1]), []  # [B, T, D]
         for block, memory in zip(model.blocks, memories):
-            weights = [1.0] * len(block.branches)
+            weights = [tf.constant(1.0)] * len(block.branches)  # Keras would cast a number
             outputs, new_memory = block.outputs(x, memory, bias, weights)  # K times [P B, T, D]
             new_memories.append(memory if new_memory is None else new_memory)
             by_network = [tf.reshape(each, [-1, B, T, each.shape[-1]]) for each in outputs]
