@@ -128,7 +128,8 @@ def redirect(connection, path):
 
 
 @pytest.mark.parametrize("answer", [serve_files, serve_archive, redirect])
-def test_an_honest_server_is_believed(answer, download, tmp_path):
+def test_an_honest_server_is_believed(answer, download, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "STALL_SECONDS", 60)  # however busy this machine is
     corpus, server = download(answer)
     assert {
         split: text.parts[0].path.read_bytes() for split, text in corpus.texts.items()
