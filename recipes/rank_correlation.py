@@ -30,10 +30,16 @@ with cli.quiet():
     from support import files
 
 
+def ranks(numbers: np.ndarray) -> np.ndarray:
+    """The rank of each of [P] numbers, from 0; equal ones share the mean of theirs."""
+    below = np.sum(numbers < numbers[:, None], axis=1)  # [P]
+    equal = np.sum(numbers == numbers[:, None], axis=1)  # [P], itself too
+    return below + (equal - 1) / 2
+
+
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of [P] and [P] numbers, those of each different."""
-    ranks = [np.argsort(np.argsort(numbers)) for numbers in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Spearman's rank correlation of [P] and [P] numbers."""
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
 def losses_within(search: Path) -> dict[str, float]:

@@ -62,6 +62,12 @@ def test_the_rank_correlation_is_that_of_the_squared_distances():
             assert rank_correlation.spearman(x, y) == pytest.approx(expected)
 
 
+def test_equal_numbers_share_a_rank():
+    """The ranks are 1, 2.5, 2.5, 4 and 1, 2, 3, 4: the correlation is 4.5 / sqrt(4.5 x 5)."""
+    found = rank_correlation.spearman(np.array([7.0, 8.0, 8.0, 9.0]), np.arange(4.0))
+    assert found == pytest.approx(0.9**0.5)
+
+
 def write_evaluation(run, architecture, bits, name="evaluation_valid_T8_M6_step9.json", step=9):
     run.mkdir(parents=True, exist_ok=True)
     files.write_json(run / name, {
