@@ -127,7 +127,7 @@ def choices_figure(report: dict):
     columns = {name: np.array([choice[name] for choice in choices])
                for name in ("loss", "ms_per_window", "flops_per_token")}
     return pictures.trade_off_figure(
-        names, ~np.array(black), "others", columns["loss"],
+        names, ~np.array(black), ("on a front", "others"), columns["loss"],
         {"ms per window, of the layers": columns["ms_per_window"],
          "FLOPs per token": columns["flops_per_token"]},
         "loss, nats per token",

@@ -7,7 +7,7 @@
 The pictures of a search are an animation of pi over training, and a still one of its end; of
 attention, one for each block that has it. A comparison draws quality against cost, of every network
 of the runs that evaluate.py has scored on the validation split. Runs that trained the same network,
-such as those of several seeds, are one point.
+with several seeds or with identities in other places, are one point.
 
 L blocks, K kinds of layer, S recorded steps.
 """
@@ -35,7 +35,7 @@ with cli.quiet():
     from matplotlib import pyplot, ticker
     from PIL import Image
 
-    from layers import KINDS
+    from layers import KINDS, without_identity
     from support import files, pictures
     from training.trained_run import TrainedRun
 
@@ -180,26 +180,28 @@ def read_evaluations(folders: list[Path]) -> list[dict]:
 def means(reports: list[dict]) -> list[dict]:
     """The mean of the evaluations of each network; the best in bits per byte first.
 
-    A network is an architecture trained alone, with any seeds, or one that has the weights of a
-    search; with another window or memory it is another. The spread is the largest difference of
-    bits per byte between two evaluations.
+    A network is what was trained alone, with any seeds and identities anywhere, or an architecture
+    with the weights of a search; with another window or memory it is another. The spread is the
+    largest difference of bits per byte between two evaluations.
     """
     alike = {}
     for report in reports:
         sizes = report["parameters"], report["text"], report["seq_len"], report["mem_len"]
-        search = report["run"] if report["within"] else None
-        alike.setdefault((report["architecture"], search, *sizes), []).append(report)
+        name, search = report["architecture"], report["run"]
+        if not report["within"]:
+            name, search = without_identity(name), None
+        alike.setdefault((name, search, *sizes), []).append(report)
     networks = []
-    for own in alike.values():
+    for (name, *_), own in alike.items():
         bits = [report["bits_per_byte"] for report in own]
         words = [report["word_perplexity"] or np.inf for report in own]
         milliseconds = [report["ms_per_window"]["p50"] for report in own]
-        shared = {name: own[0][name] for name in (
-            "architecture", "within", "text", "parameters", "seq_len", "mem_len",
-            "flops_per_token")}
+        shared = {key: own[0][key] for key in (
+            "within", "text", "parameters", "seq_len", "mem_len", "flops_per_token")}
         networks.append(shared | {
-            "bits_per_byte": np.mean(bits), "spread": np.ptp(bits), "evaluations": len(own),
-            "word_perplexity": np.mean(words), "ms": np.mean(milliseconds),
+            "architecture": name, "bits_per_byte": np.mean(bits), "spread": np.ptp(bits),
+            "evaluations": len(own), "word_perplexity": np.mean(words),
+            "ms": np.mean(milliseconds),
             "random": all(report["random"] for report in own)})
     return sorted(networks, key=lambda network: network["bits_per_byte"])
 
@@ -222,8 +224,8 @@ def comparison_figure(networks: list[dict]):
     columns = {name: np.array([network[name] for network in networks])
                for name in ("random", "bits_per_byte", "ms", "flops_per_token")}
     return pictures.trade_off_figure(
-        [network["architecture"] for network in networks], columns["random"], "random",
-        columns["bits_per_byte"], {"ms per window, median": columns["ms"],
+        [network["architecture"] for network in networks], columns["random"],
+        ("others", "random"), columns["bits_per_byte"], {"ms per window, median": columns["ms"],
                                    "FLOPs per token": columns["flops_per_token"]},
         "bits per byte", networks[0]["text"])
 

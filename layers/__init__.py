@@ -37,3 +37,11 @@ def as_letters(architecture: Sequence[str]) -> str:
     """An architecture, the kind of each block, as text."""
     letter_of = {kind: letter for letter, kind in letters().items()}
     return "".join(letter_of[kind] for kind in architecture)
+
+
+def without_identity(architecture: str) -> str:
+    """The letters of an architecture that are layers: aaiiad and aaaidi are one network, aaad.
+
+    As it is, where nothing would be left.
+    """
+    return architecture.replace(Identity.letter, "") or architecture

@@ -26,6 +26,7 @@ def define_flags():
 cli.begin(__name__, define_flags)
 
 with cli.quiet():
+    from layers import without_identity
     from plot_search import means, read_evaluations
     from support import files
 
@@ -45,6 +46,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 def losses_within(search: Path) -> dict[str, float]:
     """The loss of each network with the weights of the search, as choose.py scored its last step.
 
+    A network may have its identities anywhere: its loss is the lowest of these.
+
     Raises:
       InputError: it has scored none.
     """
@@ -53,7 +56,11 @@ def losses_within(search: Path) -> dict[str, float]:
     if not reports:
         raise InputError(f"{search} has no scores of its networks: python choose.py --run={search}")
     last = max(reports, key=lambda report: report["step"])
-    return {choice["architecture"]: choice["loss"] for choice in last["choices"]}
+    losses = {}
+    for choice in last["choices"]:
+        name = without_identity(choice["architecture"])
+        losses[name] = min(choice["loss"], losses.get(name, np.inf))
+    return losses
 
 
 def main(_):

@@ -108,8 +108,8 @@ def front(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.array(chosen, int)
 
 
-def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, losses: np.ndarray,
-                     costs: dict[str, np.ndarray], loss_name: str, title: str):
+def trade_off_figure(names: Sequence[str], grey: np.ndarray, shade_names: tuple[str, str],
+                     losses: np.ndarray, costs: dict[str, np.ndarray], loss_name: str, title: str):
     """The figure of what networks cost and how well they predict, a panel for each kind of cost.
 
     A network far worse than most is a triangle at the upper edge, to leave room for those; beside
@@ -118,7 +118,7 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
     Args:
       names: of P networks.
       grey: which are drawn in grey, boolean [P].
-      grey_name: what those are.
+      shade_names: what the black ones are, and what the grey ones.
       losses: of each, [P].
       costs: {name of the cost: of each network, [P]}; the front of each is drawn.
       loss_name, title: what the figure says.
@@ -133,8 +133,9 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
         best = front(cost, losses)
         axes.plot(cost[best], heights[best], color="black", linewidth=0.8, linestyle="--",
                   drawstyle="steps-post", label="front", zorder=1)
-        axes.scatter(cost[grey], heights[grey], color="0.65", s=18, label=grey_name, zorder=2)
-        axes.scatter(cost[~grey], heights[~grey], color="black", s=18, zorder=3)
+        axes.scatter(cost[grey], heights[grey], color="0.65", s=18, label=shade_names[1], zorder=2)
+        axes.scatter(cost[~grey], heights[~grey], color="black", s=18, label=shade_names[0],
+                     zorder=3)
         if worse.any():
             axes.scatter(cost[worse], heights[worse], color="white", edgecolor="0.4", s=28,
                          marker="^", label="worse than shown", zorder=4)
@@ -144,7 +145,7 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, grey_name: str, los
             axes.annotate(text, (cost[number], heights[number]), xytext=(place, 3), ha=side,
                           textcoords="offset points", fontsize=7, color=color, parse_math=False)
         axes.set_xlabel(cost_name)
-        axes.margins(x=0.12)  # room for the names
+        axes.margins(x=0.2)  # room for the names
         axes.legend(fontsize=8)
     panels[0, 0].set_ylabel(loss_name)
     figure.suptitle(title, fontsize=9, parse_math=False)

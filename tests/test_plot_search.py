@@ -143,16 +143,16 @@ def test_the_table_of_a_comparison_has_means_and_the_best_first():
 
     networks = plot_search.means([
         report("aa", 1.5, 300.0, 8.0, random=True), report("dd", 1.45, None, 3.0, random=True),
-        report("aa", 1.3, 200.0, 9.0), report("aa", 1.2, 100.0, 9.0, mem_len=64),
-        report("aa", 1.7, 400.0, 8.0, within=True), report("aa", 1.6, 350.0, 8.0, within=True)])
+        report("iaai", 1.3, 200.0, 9.0), report("aa", 1.2, 100.0, 9.0, mem_len=64),
+        report("ia", 1.7, 400.0, 8.0, within=True), report("ia", 1.6, 350.0, 8.0, within=True)])
     assert [network["random"] for network in networks] == [False, False, True, False, False]
     lines = plot_search.comparison_table(networks).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["1.2000", "0.0000", "1", "100.0", "1,000", "2.500", "9.00", "32", "+", "64", "aa"],
         ["1.4000", "0.2000", "2", "250.0", "1,000", "2.500", "8.50", "32", "+", "16", "aa"],
         ["1.4500", "0.0000", "1", "inf", "1,000", "2.500", "3.00", "32", "+", "16", "dd"],
-        ["1.6000", "0.0000", "1", "350.0", "1,000", "2.500", "8.00", "32", "+", "16", "aa"],
-        ["1.7000", "0.0000", "1", "400.0", "1,000", "2.500", "8.00", "32", "+", "16", "aa"]]
+        ["1.6000", "0.0000", "1", "350.0", "1,000", "2.500", "8.00", "32", "+", "16", "ia"],
+        ["1.7000", "0.0000", "1", "400.0", "1,000", "2.500", "8.00", "32", "+", "16", "ia"]]
 
 
 def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
@@ -193,7 +193,8 @@ def test_a_network_far_worse_than_the_others_leaves_them_room():
     losses = np.array([1.65, 1.42, 1.44, 1.40, 1.43, 1.41, 1.45, 1.46, 1.9, np.inf, np.nan])
     names = ["worst", *"bcdefgh", "", "", ""]
     figure = pictures.trade_off_figure(
-        names, np.arange(11) % 2 == 1, "odd", losses, {"cost": np.arange(11.0)}, "loss", "")
+        names, np.arange(11) % 2 == 1, ("even", "odd"), losses, {"cost": np.arange(11.0)}, "loss",
+        "")
     axes, = figure.axes
     grey, black, worse = (np.ma.filled(points.get_offsets(), np.nan) for points in axes.collections)
     heights = dict([*grey, *black])
@@ -208,7 +209,7 @@ def test_where_all_networks_are_alike_none_is_worse():
     for losses in ([1.4], [1.4, 1.4, 1.4, 1.4, 1.5]):
         losses = np.array(losses)
         figure = pictures.trade_off_figure(
-            ["a"] * len(losses), np.zeros(len(losses), bool), "", losses, {"cost": losses},
+            ["a"] * len(losses), np.zeros(len(losses), bool), ("", ""), losses, {"cost": losses},
             "loss", "")
         heights = figure.axes[0].collections[1].get_offsets()[:, 1]
         assert list(heights) == list(losses)

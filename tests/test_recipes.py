@@ -87,7 +87,8 @@ def test_networks_within_a_search_are_ranked_beside_those_trained_alone(tmp_path
 
     write_evaluation(logs / "one", "aa", 1.0)
     assert "python choose.py --run=logs/search" in one_line(rank("one"))
-    for step, losses in ((5, {"aa": 1.0, "ad": 2.0, "di": 3.0}), (12, {"aa": 3, "ad": 1, "di": 2})):
+    earlier, later = {"aa": 1, "ad": 2, "di": 3}, {"aa": 3, "ad": 1, "di": 4, "id": 2}
+    for step, losses in ((5, earlier), (12, later)):
         choices = [{"architecture": name, "loss": loss} for name, loss in losses.items()]
         files.write_json(search / f"choices_step{step}.json", {"step": step, "choices": choices})
     (logs / "two").mkdir()
@@ -95,10 +96,10 @@ def test_networks_within_a_search_are_ranked_beside_those_trained_alone(tmp_path
     write_evaluation(logs / "two", "ad", 3.0)
     assert "three networks or more" in one_line(rank("one", "two"))
     write_evaluation(logs / "three", "di", 1.5)
-    write_evaluation(logs / "four", "di", 2.5)  # another seed
+    write_evaluation(logs / "four", "id", 2.5)  # the same network
     done = rank("one", "two", "three", "four")
     assert [line.split() for line in done.stdout.splitlines()[1:4]] == [
-        ["aa", "1.0000", "3.0000"], ["di", "2.0000", "2.0000"], ["ad", "3.0000", "1.0000"]]
+        ["aa", "1.0000", "3.0000"], ["d", "2.0000", "2.0000"], ["ad", "3.0000", "1.0000"]]
     assert done.stdout.endswith("correlation of 3 networks: -1.000\n"), done.stderr
     write_evaluation(logs / "five", "ii", 1.0)
     assert "logs/search does not contain ii" in one_line(rank("one", "five"))
