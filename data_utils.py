@@ -12,6 +12,7 @@ continues the same row.
 import dataclasses
 import importlib.metadata
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Iterator
@@ -392,10 +393,22 @@ def tokenizer_sha256(metadata: dict) -> str:
 
 
 def versions() -> dict:
-    """The versions of Python and of the packages that results depend on."""
+    """The commit of this program, and the versions of all else that results depend on."""
     packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
     of_packages = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version()} | of_packages
+    return {"commit": commit(Path(__file__).parent), "python": platform.python_version()
+            } | of_packages
+
+
+def commit(project: Path) -> str | None:
+    """The commit of a folder, with -dirty where its files differ; None where git cannot say."""
+    git = ["git", f"--git-dir={project / '.git'}", f"--work-tree={project}"]
+    describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run([*git, *describe], capture_output=True, text=True)
+    except OSError:  # there is no git
+        return None
+    return done.stdout.strip() or None
 
 
 # --------------------------------------------------------------------------------------------------

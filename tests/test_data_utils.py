@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,24 @@ def test_the_same_text_gives_the_same_bytes_and_replaces_old_data(corpus_dir, da
     make_data(corpus_dir, tmp_path / "data", shards=2)
     assert files_of(tmp_path / "data") == files_of(data_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_the_commit_is_told_and_marked_where_files_differ(tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", tmp_path, "init", "--quiet"], check=True)  # around it: not its own
+    assert data_utils.commit(folder) is None
+    (folder / "file").write_text("one")
+    for command in (["init", "--quiet"], ["add", "file"], ["commit", "--quiet", "--message=one"],
+                    ["tag", "v1"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert len(head) == 40 and data_utils.commit(folder) == head
+    (folder / "file").write_text("two")
+    assert data_utils.commit(folder) == f"{head}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert data_utils.commit(folder) is None
 
 
 def test_a_trained_tokenizer_is_used_again(corpus_dir, data_dir, tmp_path):
