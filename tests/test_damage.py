@@ -144,6 +144,10 @@ def test_a_damaged_best_network_is_told_and_replaced(run_train, capsys):
     run_train(max_steps=20)
     assert "is damaged: the best network from now on is kept" in capsys.readouterr().out
     assert TrainedRun(folder).network()[1] == 20
+    shutil.rmtree(folder / "best")
+    run_train(max_steps=21)
+    assert "best is gone: the best network from now on is kept" in capsys.readouterr().out
+    assert TrainedRun(folder).network()[1] == 21
 
 
 def test_a_damaged_configuration_is_named(begun, run_train):

@@ -117,16 +117,18 @@ def test_a_finished_run_started_again_trains_no_further(run_train, capsys):
 
 
 def test_a_run_stopped_in_an_epoch_may_end_there_but_not_before(run_train, tmp_path, monkeypatch):
+    run_train(log_every=1000, max_steps=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         when_called(patch, (Trainer, "train"), 3, lambda: signal.raise_signal(signal.SIGTERM))
         run_train(log_every=1000)
-    step, = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
+    _, step = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
+    assert not (tmp_path / "logs" / "supernet" / "results.json").exists()
     refusal = f"logs/supernet is at step {step} already: --max_steps must not be less"
     with pytest.raises(InputError, match=refusal):
         run_train(log_every=1000, max_steps=1)
     folder = run_train(log_every=1000, max_steps=step)
     results = results_of(folder)
-    assert results["steps"] == step and list(events_of(folder / "valid")[0]["loss"]) == [step]
+    assert results["steps"] == step and list(events_of(folder / "valid")[0]["loss"]) == [1, step]
     assert results["train"]["loss"] > 3 and results["tokens_per_second"] > 0
 
 

@@ -23,6 +23,7 @@ from support.cli import InputError
 from support.console import Console
 from support.corpora import SPLITS
 from support.events import EventLog, summary_values
+from training import schema
 from training.scoring import finite
 from training.settings import Settings
 from training.trained_run import read_config
@@ -72,10 +73,13 @@ class Run:
             files.write_whole(folder / name, (data_dir / name).read_bytes())
         files.write_json(folder / "config.json", config)
         self.resumed = self._checkpoints.restore_last(state, self.say)
-        for damage in filter(None, map(self._best.damage, self._best.steps())):
+        new, best_steps = self.resumed is None, self._best.steps()
+        damages = [damage for damage in map(self._best.damage, best_steps) if damage]
+        if not best_steps and np.isfinite(state.best_loss.numpy()):
+            damages = [f"{folder / 'best'} is gone"]
+        for damage in damages:
             self.say(f"{damage}: the best network from now on is kept")
             state.best_loss.assign(np.inf)
-        new = self.resumed is None
         recorded = {
             "train": -1 if new else self.resumed,
             "valid": -1 if new else int(state.evaluated),
@@ -147,7 +151,8 @@ class Run:
     def save(self, step: int, last: bool = False):
         """Writes a checkpoint, after what was recorded until then; the last three are kept.
 
-        If it cannot, training goes on and the next save tries again.
+        A results.json that is there is of an earlier end, and goes. If it cannot save, training
+        goes on and the next save tries again.
 
         Raises:
           OSError: it cannot, and is the last.
@@ -160,6 +165,7 @@ class Run:
                 best_step, best = self._unsaved_best
                 self._best.save(best, best_step)
                 self._unsaved_best = None
+            (self.folder / "results.json").unlink(missing_ok=True)
             self._checkpoints.save(self._state, step)
         except OSError as error:
             if last:
@@ -198,6 +204,9 @@ def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
     Returns:
       {"flags": ..., "data": ..., "layers": the kinds that there are, "model": the arguments of the
       network}.
+
+    Raises:
+      InputError: it is larger than what `schema` lets a reader of the run believe.
     """
     meaning = {
         "architecture": as_letters(settings.architecture), "num_layers": len(settings.architecture),
@@ -210,7 +219,10 @@ def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
         "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
     network = settings.network_arguments(metadata["vocab_size"])
     kinds = {"kinds": list(KINDS)}  # in the order of pi
-    return {"flags": flags | meaning, "data": data, "layers": kinds, "model": network}
+    config = {"flags": flags | meaning, "data": data, "layers": kinds, "model": network}
+    if fault := schema.fault(config):
+        raise InputError(f"such a run could not be resumed: {fault}")
+    return config
 
 
 def fingerprint(config: dict) -> int:
