@@ -1,7 +1,7 @@
 """What a training has left in its folder, logs/<model_name>, for those who use the network.
 
-N tokens of a text, T sequence length, M memory length, A blocks with attention, H heads, L blocks,
-K kinds of layer.
+N tokens of a text, T sequence length, M memory length, D model width, H heads, L blocks, A of which
+attend, K kinds of layer.
 """
 
 import functools
@@ -21,7 +21,7 @@ import data_utils
 from layers import KINDS, SEARCH, as_letters, letters
 from layers.kind import Sizes
 from model import PARTransformerXL
-from support import devices, events, files
+from support import events, files
 from support.checkpoints import Checkpoints, by_path
 from support.cli import InputError
 from support.tokenization import Tokenizer
@@ -126,7 +126,7 @@ class TrainedRun:
 
     @functools.cached_property
     def _on_gpu(self) -> bool:
-        return devices.prepare(self.flags["mixed_precision"])[1]
+        return bool(tf.config.list_physical_devices("GPU"))
 
     @functools.cached_property
     def _language_model(self) -> LanguageModel:
@@ -214,7 +214,7 @@ class TrainedRun:
         M, T, N = self.sizes.mem_len, self.data["seq_len"], len(ids)
         A = sum(block.attention is not None for block in self.model.blocks)
         weights = np.zeros([A, self.sizes.num_heads, N, M + N], np.float32)
-        memory = self.model.empty_memory(1)  # [A, 1, M, D]
+        memory = self.model.empty_memory(1)  # [blocks with memory, 1, M, D]
         for start in range(0, N, T):
             window = tf.constant(ids[None, start:start + T])  # [1, T], the last one shorter
             _, memory, scores = self.model(
