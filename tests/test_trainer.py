@@ -90,9 +90,14 @@ def test_max_steps_changes_no_schedule(trainer_of):
 
 def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
     table = np.array([5.0, 1.0, 2.0])
-    settings = dict(latency_weight=1.0, warmup_steps=0)
+    settings = dict(latency_weight=1.0, warmup_steps=0, accumulate=2)
+
+    def measured(sizes, B, T, jit_compile):  # of the whole batch, whatever --accumulate is
+        assert (B, T) == (4, 8)
+        return table
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "layer_latency", lambda *arguments: table)
+        patch.setattr(trainer_module, "layer_latency", measured)
         folder = run_train(max_steps=40, **settings)
         doubled = 2 * table  # measured only once
         patch.setattr(trainer_module, "layer_latency", lambda *arguments: doubled)

@@ -212,9 +212,8 @@ class Trainer:
         Zeros where no search asks for it, `settings.latency_weight`.
         """
         if self.settings.latency_weight and not self.state.latency.numpy().any():
-            rows = self.metadata["batch_size"] // self.shares
-            measured = layer_latency(
-                self.model.sizes, rows, self.metadata["seq_len"], self.jit_compile)
+            B, T = self.metadata["batch_size"], self.metadata["seq_len"]
+            measured = layer_latency(self.model.sizes, B, T, self.jit_compile)
             self.state.latency.assign(self.all_reduce_max(*measured))
         return self.state.latency.numpy()
 
