@@ -461,7 +461,8 @@ def define_flags():
         "sp_model_prefix", None, "use the tokenizer PREFIX.model instead of training one")
     flags.DEFINE_integer("batch_size", 32, "rows of a window", lower_bound=1)
     flags.DEFINE_integer("seq_len", 32, "tokens of a row of a window", lower_bound=1)
-    flags.DEFINE_integer("shards", 1, "TFRecord files per split", lower_bound=1)
+    flags.DEFINE_integer("shards", 1, "TFRecord files per split", lower_bound=1,
+                         upper_bound=99_999)
     cli.define_path(
         "output_dir", "data/tfrecords", "where the data go; data made earlier are replaced")
     flags.register_multi_flags_validator(

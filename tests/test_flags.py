@@ -54,7 +54,7 @@ TRAIN = dict(
     arch_lr_factor=(["0", "10"], NO_FLOAT),
     gumbel_per_row=BOOLEAN,
     latency_weight=(["0", "0.1", "10"], NO_FLOAT),
-    opt_name=(["adam", "adamw", "nadam", "rmsprop", "sgd"], ["", "x"]),
+    opt_name=(["adam", "adamw", "rmsprop", "sgd"], ["", "x"]),
     max_lr=(["0", "1e-4", "1"], NO_FLOAT),
     warmup_steps=(["0", "1", "2147483647"], NO_INTEGER),
     clipvalue=(["1e-6", "10"], [*NO_FLOAT, "0"]),
@@ -202,7 +202,7 @@ DATA = dict(
     sp_model_prefix=(["tokenizer"], ["nowhere", "book"]),
     batch_size=(["1", "3", "8"], [*NO_SIZE, "2147483647"]),
     seq_len=(["1", "7"], [*NO_SIZE, "2147483647"]),
-    shards=(["1", "5", "2147483647"], NO_SIZE),
+    shards=(["1", "5", "99999"], [*NO_SIZE, "100000"]),
     valid_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]),
     test_fraction=(["0.1", "0.3"], [*NO_FLOAT, "0", "1"]),
 )

@@ -41,11 +41,21 @@ def test_fused_adam_is_adam():
 
 
 @pytest.mark.parametrize("name, kind", [
-    ("adam", FusedAdam), ("adamw", keras.optimizers.AdamW), ("nadam", keras.optimizers.Nadam),
-    ("rmsprop", keras.optimizers.RMSprop), ("sgd", keras.optimizers.SGD)])
+    ("adam", FusedAdam), ("adamw", keras.optimizers.AdamW), ("sgd", keras.optimizers.SGD),
+    ("rmsprop", keras.optimizers.RMSprop)])
 def test_the_name_says_the_optimizer(name, kind):
     optimizer = build_optimizer(tiny_settings(opt_name=name), "weights", lambda: 0.1, [])
     assert isinstance(optimizer, kind) and optimizer.name == "weights"
+
+
+@pytest.mark.parametrize("name, decayed", [("weights", True), ("architecture", False)])
+def test_adamw_decays_matrices_of_weights_alone(name, decayed):
+    matrix, bias = keras.Variable(np.ones([2, 3])), keras.Variable(np.ones([3]))
+    optimizer = build_optimizer(
+        tiny_settings(opt_name="adamw"), name, lambda: 0.1, [matrix, bias])
+    optimizer.apply([tf.zeros([2, 3]), tf.zeros([3])], [matrix, bias])
+    assert np.all(matrix.numpy() < 1) if decayed else np.all(matrix.numpy() == 1)
+    assert np.all(bias.numpy() == 1)
 
 
 @pytest.mark.parametrize("clip, moved", [

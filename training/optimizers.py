@@ -27,7 +27,10 @@ class FusedAdam(keras.optimizers.Adam):
 
 def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
                     variables: list) -> keras.optimizers.Optimizer:
-    """An optimizer of `variables`, whose name is `name`; `learning_rate` takes no arguments."""
+    """An optimizer of `variables`, whose name is `name`; `learning_rate` takes no arguments.
+
+    AdamW decays matrices alone: no bias or gain, and no architecture.
+    """
     adam = settings.opt_name == "adam"
     kind = FusedAdam if adam else type(keras.optimizers.get(settings.opt_name))
 
@@ -42,6 +45,8 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
             super().update_step(gradient, variable, learning_rate)
 
     optimizer = Clipped(learning_rate=learning_rate, name=name)
+    optimizer.exclude_from_weight_decay(var_list=[
+        each for each in variables if name == "architecture" or len(each.shape) < 2])
     optimizer.build(variables)
     return optimizer
 

@@ -75,7 +75,7 @@ class Settings:
 
     # Optimizer
     opt_name: str = setting(
-        "adam", "the Keras optimizer", enum_values=["adam", "adamw", "nadam", "rmsprop", "sgd"])
+        "adam", "the Keras optimizer", enum_values=["adam", "adamw", "rmsprop", "sgd"])
     clipvalue: float | None = setting(None, "bound each element of a gradient", lower_bound=1e-6)
     clipnorm: float | None = setting(
         None, "bound the norm of each variable's gradient", lower_bound=1e-6)
