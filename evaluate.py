@@ -55,13 +55,15 @@ def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarr
     Raises:
       InputError: it is no UTF-8 text, or empty.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: --text takes a file")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise InputError(f"{path} is {kind}: --text takes a file")
     text = corpora.whole_file(path)
     corpora.checked_sha256(text)
-    ids, words, unknown = zip(*data_utils.token_blocks(text, tokenizer, add_eos))
-    if not sum(words):
+    blocks = list(data_utils.token_blocks(text, tokenizer, add_eos))
+    if not any(words for _, words, _ in blocks):
         raise InputError(f"{text.name} is empty")
+    ids, words, unknown = zip(*blocks)
     tokens = np.concatenate(ids)
     size = {"tokens": len(tokens), "words": int(sum(words)), "bytes": text.size,
             "unknown_characters": int(sum(unknown))}
@@ -103,6 +105,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     percentiles = {f"p{p}": 1e3 * float(np.percentile(score.seconds, p)) for p in (50, 95, 99)}
     return {
         "run": str(run.folder), "step": step, "text": name,
+        "within_search": "s" in run.flags["architecture"],
         "architecture": as_letters(model.architecture),
         "most_likely": as_letters(model.most_likely()),
         "batch_size": batch_size, "seq_len": seq_len, "mem_len": mem_len, "device": device,
@@ -176,8 +179,7 @@ def main(_):
     print(table(reports))
     scored = f"text_{text.stem[:40]}_{files.sha256(text)[:8]}" if text else FLAGS.split
     for folder, report in zip(FLAGS.run, reports):
-        single = f"{report['architecture']}_" if FLAGS.architecture else ""
-        sizes = f"{single}T{report['seq_len']}_M{report['mem_len']}_step{report['step']}"
+        sizes = "{architecture}_B{batch_size}_T{seq_len}_M{mem_len}_step{step}".format_map(report)
         files.write_json(Path(folder) / f"evaluation_{scored}_{sizes}.json", finite(report))
 
 

@@ -35,15 +35,14 @@ with cli.quiet():
     from matplotlib import pyplot, ticker
     from PIL import Image
 
-    from layers import KINDS, without_identity
+    from layers import KINDS
     from support import files, pictures
+    from training.comparison import means, read_evaluations, table
     from training.trained_run import TrainedRun
 
 FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
 SHADES = 16  # of grey; more would show no more
 MOST_TOKENS = 80
-EVALUATION = ("run", "step", "architecture", "bits_per_byte", "word_perplexity", "ms_per_window",
-              "flops_per_token", "parameters", "seq_len", "mem_len", "text")
 
 
 def entropy(pi: np.ndarray) -> np.ndarray:
@@ -147,78 +146,6 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
     return paths
 
 
-def read_evaluations(folders: list[Path]) -> list[dict]:
-    """What evaluate.py wrote of the validation split for some runs; of several steps the last.
-
-    Each says besides whether the run is `random` by its name, and whether the network is a search
-    or `within` one: then its weights are the search's.
-
-    Raises:
-      InputError: there is none of a run, or one without bits per byte.
-    """
-    reports = []
-    for folder in folders:
-        last = {}
-        for path in folder.glob("evaluation_valid_*.json"):
-            report = files.read_json(path, EVALUATION)
-            if report["bits_per_byte"] is None:
-                raise InputError(f"{path} has no bits per byte: characters are unknown to its "
-                                 "tokenizer")
-            single = not path.name.startswith("evaluation_valid_T")
-            report["within"] = single or "s" in report["architecture"]
-            report["random"] = "random" in folder.name
-            key = single, report["architecture"], report["seq_len"], report["mem_len"]
-            if key not in last or report["step"] > last[key]["step"]:
-                last[key] = report
-        if not last:
-            raise InputError(f"{folder} has no evaluation of the validation split: "
-                             f"python evaluate.py --run={folder}")
-        reports += [last[key] for key in sorted(last)]
-    return reports
-
-
-def means(reports: list[dict]) -> list[dict]:
-    """The mean of the evaluations of each network; the best in bits per byte first.
-
-    A network is what was trained alone, with any seeds and identities anywhere, or an architecture
-    with the weights of a search; with another window or memory it is another. The spread is the
-    largest difference of bits per byte between two evaluations.
-    """
-    alike = {}
-    for report in reports:
-        sizes = report["parameters"], report["text"], report["seq_len"], report["mem_len"]
-        name, search = report["architecture"], report["run"]
-        if not report["within"]:
-            name, search = without_identity(name), None
-        alike.setdefault((name, search, *sizes), []).append(report)
-    networks = []
-    for (name, *_), own in alike.items():
-        bits = [report["bits_per_byte"] for report in own]
-        words = [report["word_perplexity"] or np.inf for report in own]
-        milliseconds = [report["ms_per_window"]["p50"] for report in own]
-        shared = {key: own[0][key] for key in (
-            "within", "text", "parameters", "seq_len", "mem_len", "flops_per_token")}
-        networks.append(shared | {
-            "architecture": name, "bits_per_byte": np.mean(bits), "spread": np.ptp(bits),
-            "evaluations": len(own), "word_perplexity": np.mean(words),
-            "ms": np.mean(milliseconds),
-            "random": all(report["random"] for report in own)})
-    return sorted(networks, key=lambda network: network["bits_per_byte"])
-
-
-def comparison_table(networks: list[dict]) -> str:
-    """A line for each of the networks that `means` gives."""
-    lines = ["bits per byte  spread  scores  word perplexity  parameters  MFLOPs per token  "
-             "ms per window  T + M     architecture"]
-    for each in networks:
-        lines.append(
-            f"{each['bits_per_byte']:13.4f}  {each['spread']:6.4f}  {each['evaluations']:6}  "
-            f"{each['word_perplexity']:15.1f}  {each['parameters']:10,}  "
-            f"{each['flops_per_token'] / 1e6:16.3f}  {each['ms']:13.2f}  "
-            f"{each['seq_len']:3} + {each['mem_len']:<3}  {each['architecture']}")
-    return "\n".join(lines)
-
-
 def comparison_figure(networks: list[dict]):
     """The figure of bits per byte over time and over FLOPs, of the networks that `means` gives."""
     columns = {name: np.array([network[name] for network in networks])
@@ -234,10 +161,12 @@ def main(_):
     FLAGS = flags.FLAGS
     if bool(FLAGS.run) == bool(FLAGS.compare):
         raise InputError("one of --run and --compare must be given")
+    if FLAGS.compare and FLAGS.attention is not None:
+        raise InputError("--attention is about --run")
     if FLAGS.compare:
         folders = list(map(Path, FLAGS.compare))
         networks = means(read_evaluations(folders))
-        print(comparison_table(networks))
+        print(table(networks))
         path = folders[0] / "comparison.png"
         pictures.save(comparison_figure(networks), path)
         print(f"wrote {path}")

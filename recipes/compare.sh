@@ -14,6 +14,7 @@ logs=logs layers=6
 for flag in "$@"; do
   case $flag in
     --logs_dir=*) logs=${flag#*=} ;;
+    --seed* | --latency_weight* | --architecture* | --model_name*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --num_layers=*) layers=${flag#*=} ;;
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac

@@ -27,8 +27,8 @@ cli.begin(__name__, define_flags)
 
 with cli.quiet():
     from layers import without_identity
-    from plot_search import means, read_evaluations
     from support import files
+    from training.comparison import means, read_evaluations
 
 
 def ranks(numbers: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def main(_):
     alone = {}
     for network in means(read_evaluations(folders)):  # the best first
         name = network["architecture"]
-        if network["within"] or name in alone:
+        if network["within_search"] or name in alone:
             raise InputError(f"{name} is within a search, or was trained in two ways: --run takes "
                              "networks trained alone, and alike")
         if name not in within:

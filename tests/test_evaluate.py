@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,10 +219,13 @@ def test_no_figure_of_the_raw_text_is_given_where_characters_are_unknown(unknowi
 
 def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "nothing.txt").touch()
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     for arguments, message in [
         (dict(checkpoint="77"), "has no checkpoint '77': there is best, latest, "),
         (dict(text=tmp_path / "empty.txt"), "empty.txt is empty"),
+        (dict(text=tmp_path / "nothing.txt"), "nothing.txt is empty"),
+        (dict(text=Path("/dev/null")), "/dev/null is no regular file: --text takes a file"),
         (dict(text=tmp_path / "latin.txt"), "latin.txt is not UTF-8: line 1"),
         (dict(text=tmp_path), "is a folder: --text takes a file"),
         (dict(data_dir=tmp_path), "no data in"),
@@ -242,9 +246,8 @@ def test_runs_side_by_side_on_the_console(search_run, tmp_path, monkeypatch):
     done = run_command(evaluate, both, "--mem_len=12", "--split=test")
     assert done.returncode == 0 and done.stderr == ""
     step = json.loads((search_run / "results.json").read_text())["steps"]
-    report = json.loads(
-        (tmp_path / "logs" / "supernet" / f"evaluation_test_T8_M12_step{step}.json").read_text()
-    )
+    path = tmp_path / "logs" / "supernet" / f"evaluation_test_ss_B4_T8_M12_step{step}.json"
+    report = json.loads(path.read_text())
     lines = {line[:25].strip(): line[26:].split() for line in done.stdout.splitlines()}
     assert (
         lines["run"] == ["supernet", "supernet"]
@@ -269,7 +272,7 @@ def test_single_layers_of_a_search_are_scored_with_its_weights(
     expected = Evaluator(search, jit_compile=False)(stream, BATCH_SIZE, SEQ_LEN)
     done = run_command(evaluate, "--run=logs/supernet", "--architecture=da")
     assert done.returncode == 0 and " da\n" in done.stdout, done.stderr
-    path, = begun.glob("evaluation_valid_da_T8_M6_step*.json")
+    path, = begun.glob("evaluation_valid_da_B4_T8_M6_step*.json")
     assert json.loads(path.read_text())["loss"] == pytest.approx(
         expected.nll / expected.targets, rel=1e-6)
     for wrong in ("d", "dx", "ds", "daa"):

@@ -16,6 +16,7 @@ import evaluate
 import plot_search
 from support import files, pictures
 from support.cli import InputError
+from training import comparison
 from training.trained_run import TrainedRun
 
 
@@ -135,24 +136,28 @@ def test_the_front_is_what_no_other_beats():
 
 
 def test_the_table_of_a_comparison_has_means_and_the_best_first():
-    def report(architecture, bits, words, milliseconds, mem_len=16, random=False, within=False):
+    def report(architecture, bits, words, milliseconds, mem_len=16, random=False, within=False,
+               batch_size=4):
         return {"architecture": architecture, "bits_per_byte": bits, "word_perplexity": words,
                 "ms_per_window": {"p50": milliseconds}, "flops_per_token": 2.5e6, "text": "some",
-                "parameters": 1000, "seq_len": 32, "mem_len": mem_len, "random": random,
-                "within": within, "run": f"logs/{bits}"}
+                "parameters": 1000, "batch_size": batch_size, "seq_len": 32, "mem_len": mem_len,
+                "random": random, "within_search": within, "run": f"logs/{bits}", "device": "CPU"}
 
-    networks = plot_search.means([
+    networks = comparison.means([
         report("aa", 1.5, 300.0, 8.0, random=True), report("dd", 1.45, None, 3.0, random=True),
         report("iaai", 1.3, 200.0, 9.0), report("aa", 1.2, 100.0, 9.0, mem_len=64),
+        report("aa", 1.35, 220.0, 1.0, batch_size=1),
         report("ia", 1.7, 400.0, 8.0, within=True), report("ia", 1.6, 350.0, 8.0, within=True)])
-    assert [network["random"] for network in networks] == [False, False, True, False, False]
-    lines = plot_search.comparison_table(networks).splitlines()
-    assert [line.split() for line in lines[1:]] == [
-        ["1.2000", "0.0000", "1", "100.0", "1,000", "2.500", "9.00", "32", "+", "64", "aa"],
-        ["1.4000", "0.2000", "2", "250.0", "1,000", "2.500", "8.50", "32", "+", "16", "aa"],
-        ["1.4500", "0.0000", "1", "inf", "1,000", "2.500", "3.00", "32", "+", "16", "dd"],
-        ["1.6000", "0.0000", "1", "350.0", "1,000", "2.500", "8.00", "32", "+", "16", "ia"],
-        ["1.7000", "0.0000", "1", "400.0", "1,000", "2.500", "8.00", "32", "+", "16", "ia"]]
+    assert [network["random"] for network in networks] == [
+        False, False, False, True, False, False]
+    lines = comparison.table(networks).splitlines()
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "1.2000 0.0000 1 100.0 1,000 2.500 9.00 4 x 32 + 64 aa",
+        "1.3500 0.0000 1 220.0 1,000 2.500 1.00 1 x 32 + 16 aa",
+        "1.4000 0.2000 2 250.0 1,000 2.500 8.50 4 x 32 + 16 aa",
+        "1.4500 0.0000 1 inf 1,000 2.500 3.00 4 x 32 + 16 dd",
+        "1.6000 0.0000 1 350.0 1,000 2.500 8.00 4 x 32 + 16 ia",
+        "1.7000 0.0000 1 400.0 1,000 2.500 8.00 4 x 32 + 16 ia"]
 
 
 def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
@@ -186,6 +191,8 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     with Image.open("logs/supernet/comparison.png") as picture:
         assert np.ptp(np.asarray(picture.convert("RGB")), axis=2).max() == 0
     assert "one of --run and --compare" in one_line(run_command(plot_search, compare, "--run=x"))
+    attention = run_command(plot_search, compare, "--attention=the king")
+    assert "--attention is about --run" in one_line(attention)
 
 
 def test_a_network_far_worse_than_the_others_leaves_them_room():

@@ -68,10 +68,11 @@ def test_equal_numbers_share_a_rank():
     assert found == pytest.approx(0.9**0.5)
 
 
-def write_evaluation(run, architecture, bits, name="evaluation_valid_T8_M6_step9.json", step=9):
+def write_evaluation(run, architecture, bits, within=False, step=9):
     run.mkdir(parents=True, exist_ok=True)
-    files.write_json(run / name, {
+    files.write_json(run / f"evaluation_valid_{architecture}.json", {
         "run": str(run), "step": step, "architecture": architecture, "bits_per_byte": bits,
+        "within_search": within, "device": "CPU", "batch_size": 4,
         "word_perplexity": 2**bits, "ms_per_window": {"p50": 1.0}, "flops_per_token": 1.0,
         "parameters": 1, "seq_len": 8, "mem_len": 6, "text": "some"})
 
@@ -103,5 +104,5 @@ def test_networks_within_a_search_are_ranked_beside_those_trained_alone(tmp_path
     assert done.stdout.endswith("correlation of 3 networks: -1.000\n"), done.stderr
     write_evaluation(logs / "five", "ii", 1.0)
     assert "logs/search does not contain ii" in one_line(rank("one", "five"))
-    write_evaluation(search, "di", 1.0, "evaluation_valid_di_T8_M6_step9.json")
+    write_evaluation(search, "di", 1.0, within=True)
     assert "within a search, or was trained in two ways" in one_line(rank("one", "search"))
