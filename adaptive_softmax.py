@@ -79,8 +79,8 @@ class AdaptiveSoftmax(keras.layers.Layer):
                 shape=[d_model, width], initializer="glorot_uniform", name=f"projection_{i}")
             for i, width in enumerate(widths, 1)]
         sizes = [end - first for first, end in self.tails]
-        self.outputs = [self._kernel(f"tail_{i}", width, size)
-                        for i, (width, size) in enumerate(zip(widths, sizes), 1)]
+        self.tail_kernels = [self._kernel(f"tail_{i}", width, size)
+                             for i, (width, size) in enumerate(zip(widths, sizes), 1)]
         self.built = True
 
     def get_config(self):
@@ -101,7 +101,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         probability = (np.asarray(counts) + 1.0) / (np.sum(counts) + len(counts))
         tails = [probability[first:end] for first, end in self.tails]
         head = np.concatenate([probability[:self.head_size], [tail.sum() for tail in tails]])
-        for kernel, part in zip([self.head, *self.outputs], [head, *tails]):
+        for kernel, part in zip([self.head, *self.tail_kernels], [head, *tails]):
             kernel.assign(np.vstack([kernel[:-1], np.log(part / part.sum())]))
 
     def call(self, hidden, targets):
@@ -122,7 +122,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         nll = linear_cross_entropy(with_one(hidden), kernel, head_target)  # [N]
         for i, (first, end) in enumerate(self.tails):
             inside = (targets >= first) & (targets < end)  # [N]
-            kernel = tf.convert_to_tensor(self.outputs[i])
+            kernel = tf.convert_to_tensor(self.tail_kernels[i])
             if self.static_shapes:
                 label = tf.clip_by_value(targets - first, 0, end - first - 1)  # [N]
                 projected = self._project(hidden, i)  # [N, d_i + 1]
@@ -140,7 +140,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         """Log-probabilities of all ids: hidden [N, D] -> float32 [N, V]."""
         head = tf.nn.log_softmax(tf.matmul(with_one(hidden), self.head))  # [N, head + tails]
         parts = [head[:, :self.head_size]]
-        for i, kernel in enumerate(self.outputs):
+        for i, kernel in enumerate(self.tail_kernels):
             entry = self.head_size + i
             scores = tf.matmul(self._project(hidden, i), kernel)  # [N, O]
             parts.append(head[:, entry:entry + 1] + tf.nn.log_softmax(scores))

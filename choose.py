@@ -104,9 +104,9 @@ def best_within(choices: list[dict], most_ms: float, most_flops: float) -> dict:
 
 def front_of(choices: list[dict], cost: str) -> list[dict]:
     """The choices that no other beats in both loss and cost, by rising cost."""
-    costs = np.array([choice[cost] for choice in choices])
+    cost_of_each = np.array([choice[cost] for choice in choices])
     losses = np.array([choice["loss"] for choice in choices])
-    return [choices[number] for number in pictures.front(costs, losses)]
+    return [choices[number] for number in pictures.front(cost_of_each, losses)]
 
 
 def line(choice: dict) -> str:

@@ -298,6 +298,8 @@ def main(_):
     width = widths(FLAGS.clusters, FLAGS.d_model, FLAGS.proj_factor, FLAGS.proj_dims)
     tokens = FLAGS.batch_tokens or step_tokens(path.parent)
     constants = parse_constants(FLAGS.constants)
+    if FLAGS.measure and FLAGS["constants"].present:
+        raise InputError("--measure and --constants exclude each other")
     if FLAGS.measure:
         constants = measure(len(counts), tokens, width)
         numbers = ",".join(f"{number:.3g}" for number in astuple(constants))

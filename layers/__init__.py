@@ -1,7 +1,7 @@
 """The kinds of layer that a block may be. Another one is a class, and a line here.
 
 What a search weighs, the letters of architectures, costs, latency table and pictures follow from
-`KINDS`. `ops` and `draws` hold what they compute with.
+`KINDS`. `ops` holds what they compute with, `draws` the randomness of a step.
 """
 
 from typing import Sequence

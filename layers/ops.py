@@ -1,4 +1,4 @@
-"""Operations that several layers need, and gradients that are written out because they are faster.
+"""Products in the precision of their input, and gradients written out because they are faster.
 
 N rows, I inputs and O outputs of a kernel, D model width.
 """
@@ -35,9 +35,9 @@ def layer_norm(x, scale, offset):
 
     def gradient(dy):
         dy_normal = dy * normal  # [N, D]
-        mean = scale[:, None] / x.shape[-1]  # [D, 1]: dy times this is the mean of g
-        mean_g = tf.matmul(dy, mean)  # [N, 1]
-        mean_g_normal = tf.matmul(dy_normal, mean)  # [N, 1]
+        averaging = scale[:, None] / x.shape[-1]  # [D, 1]: dy times this is the mean of g
+        mean_g = tf.matmul(dy, averaging)  # [N, 1]
+        mean_g_normal = tf.matmul(dy_normal, averaging)  # [N, 1]
         dx = (dy * scale - mean_g - normal * mean_g_normal) * inverse_deviation  # [N, D]
         dscale = tf.raw_ops.BiasAddGrad(out_backprop=dy_normal)  # [D], the sum over N
         doffset = tf.raw_ops.BiasAddGrad(out_backprop=dy)  # [D]

@@ -1,8 +1,8 @@
 # Sourced by the shell scripts: `use_python FILE...` sets PYTHON to an interpreter that has the packages of the requirement files.
 #
 # That is python3 where it has them all (Colab), or else .venv. What is missing is installed once: into python3's own environment on
-# Colab and where a virtual one is active, otherwise into .venv. Where python3 has a TensorFlow that fits (a container, conda, a
-# module of a cluster), .venv builds upon it and holds only what is missing.
+# Colab and where a virtual one that has TensorFlow is active, otherwise into .venv. Where python3 has a TensorFlow that fits (a
+# container, conda, a module of a cluster), .venv builds upon it and holds only what is missing.
 
 set -euo pipefail
 unset CDPATH PYTHONSAFEPATH # cd would print the folder; Python would not find the modules beside a program

@@ -49,7 +49,7 @@ def test_the_flops_are_those_of_the_matrix_products_in_the_graph(architecture):
         tokens, attentions = bench.BATCH_SIZE.value * bench.SEQ_LEN.value, model.num_memories
         # Not counted: the last rows of the softmax's kernels, which are biases, and what the
         # positions are padded with before the relative shift.
-        kernels = [model.softmax.head, *model.softmax.outputs]
+        kernels = [model.softmax.head, *model.softmax.tail_kernels]
         biases = 2 * tokens * sum(kernel.shape[1] for kernel in kernels)
         padding = 2 * attentions * (tokens * 16 + 16 * 16)
         sizes = bench.BATCH_SIZE.value, bench.SEQ_LEN.value

@@ -228,7 +228,9 @@ def test_the_command_does_without_tensorflow():
 
 def test_bad_flags_end_in_one_line(tmp_path):
     (tmp_path / "counts.txt").write_text("3\n2\n1\n")
-    for flag in ["--counts_file=missing", "--clusters=4", "--constants=1,2", "--unknown=1"]:
-        done = run(f"--counts_file={tmp_path}/counts.txt", flag)
+    both = ["--measure", "--constants=1,1,1,1"]
+    for bad in [["--counts_file=missing"], ["--clusters=4"], ["--constants=1,2"], ["--unknown=1"],
+                both]:
+        done = run(f"--counts_file={tmp_path}/counts.txt", *bad)
         assert done.returncode == 1 and done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1, done.stderr

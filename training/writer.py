@@ -103,7 +103,7 @@ def draw(log_prob, draws: Draws, temperature, top_k, top_p):
 
 
 def keep_top_k(scores, k):
-    """Scores [V]; all but the k largest, and those as large as the k-th, become minus infinity."""
+    """Scores [V]; those that are less than the k-th largest become minus infinity."""
     least = tf.sort(scores, direction="DESCENDING")[tf.minimum(k, scores.shape[0]) - 1]
     return tf.where(scores >= least, scores, -float("inf"))
 
