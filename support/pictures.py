@@ -146,6 +146,7 @@ def trade_off_figure(names: Sequence[str], grey: np.ndarray, shade_names: tuple[
                           textcoords="offset points", fontsize=7, color=color, parse_math=False)
         axes.set_xlabel(cost_name)
         axes.margins(x=0.2)  # room for the names
+        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         axes.legend(fontsize=8)
     panels[0, 0].set_ylabel(loss_name)
     figure.suptitle(title, fontsize=9, parse_math=False)
