@@ -179,8 +179,9 @@ def main(_):
     print(table(reports))
     scored = f"text_{text.stem[:40]}_{files.sha256(text)[:8]}" if text else FLAGS.split
     for folder, report in zip(FLAGS.run, reports):
-        sizes = "{architecture}_B{batch_size}_T{seq_len}_M{mem_len}_step{step}".format_map(report)
-        files.write_json(Path(folder) / f"evaluation_{scored}_{sizes}.json", finite(report))
+        single = f"{report['architecture']}_" if FLAGS.architecture else ""
+        sizes = "B{batch_size}_T{seq_len}_M{mem_len}_step{step}".format_map(report)
+        files.write_json(Path(folder) / f"evaluation_{scored}_{single}{sizes}.json", finite(report))
 
 
 if __name__ == "__main__":

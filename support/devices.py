@@ -1,5 +1,6 @@
 """What a command runs on: the CPU's threads, a GPU's memory, the precision, the replicas."""
 
+import contextlib
 import json
 import os
 
@@ -19,19 +20,26 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, cli.CORES // 2)))
 
 
 def prepare(mixed_precision: bool) -> tuple[str, bool]:
-    """Sets the precision of products and lets GPU memory grow as needed.
+    """Sets the precision of products, and what `usable_gpus` does.
 
     Returns:
       The device's name, and whether it is a GPU, for which compiling with XLA pays.
     """
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+    gpus = usable_gpus()
     if not gpus:
         return f"CPU, {cli.CORES} cores", False
     details = tf.config.experimental.get_device_details(gpus[0])
     return details.get("device_name", "GPU"), True
+
+
+def usable_gpus() -> list:
+    """The GPUs of this machine. Their memory grows as needed, unless they are in use already."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # it is in use
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
 
 
 def strategy(distribute: str) -> tf.distribute.Strategy:

@@ -246,7 +246,7 @@ def test_runs_side_by_side_on_the_console(search_run, tmp_path, monkeypatch):
     done = run_command(evaluate, both, "--mem_len=12", "--split=test")
     assert done.returncode == 0 and done.stderr == ""
     step = json.loads((search_run / "results.json").read_text())["steps"]
-    path = tmp_path / "logs" / "supernet" / f"evaluation_test_ss_B4_T8_M12_step{step}.json"
+    path = tmp_path / "logs" / "supernet" / f"evaluation_test_B4_T8_M12_step{step}.json"
     report = json.loads(path.read_text())
     lines = {line[:25].strip(): line[26:].split() for line in done.stdout.splitlines()}
     assert (

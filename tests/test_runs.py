@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import flagsaver
 from chaos import events_of
 from conftest import PROJECT, TINY, shared_trainer, tiny_settings
 
 import data_utils
 import train
+from support import devices
 from support.cli import InputError
 from training.recording import NullRun, Run, configuration
 from training.trained_run import TrainedRun
@@ -199,3 +201,12 @@ def test_a_null_run_takes_every_call_of_a_run_and_records_nothing(data_dir, tmp_
     with pytest.raises(AttributeError):
         null.sav()
     assert not (tmp_path / "null").exists()
+
+
+def test_a_gpu_that_is_in_use_already_is_used_as_it_is(monkeypatch):
+    def in_use(gpu, grow):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", in_use)
+    assert devices.usable_gpus() == ["a GPU"]

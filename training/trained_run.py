@@ -21,7 +21,7 @@ import data_utils
 from layers import KINDS, SEARCH, as_letters, letters
 from layers.kind import Sizes
 from model import PARTransformerXL
-from support import events, files
+from support import devices, events, files
 from support.checkpoints import Checkpoints, by_path
 from support.cli import InputError
 from support.tokenization import Tokenizer
@@ -126,7 +126,7 @@ class TrainedRun:
 
     @functools.cached_property
     def _on_gpu(self) -> bool:
-        return bool(tf.config.list_physical_devices("GPU"))
+        return bool(devices.usable_gpus())
 
     @functools.cached_property
     def _language_model(self) -> LanguageModel:
