@@ -396,8 +396,8 @@ def versions() -> dict:
     """The commit of this program, and the versions of all else that results depend on."""
     packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
     of_packages = {name: importlib.metadata.version(name) for name in packages}
-    return {"commit": commit(Path(__file__).parent), "python": platform.python_version()
-            } | of_packages
+    project = Path(__file__).parent
+    return {"commit": commit(project), "python": platform.python_version()} | of_packages
 
 
 def commit(project: Path) -> str | None:

@@ -72,6 +72,16 @@ def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp
     assert number > 200 and refused > number * 0.9 and longest < 10 and grown < 500
 
 
+def test_windows_as_long_as_those_of_the_papers_are_believed(search_run):
+    """Transformer-XL's largest, on enwik8: 64 rows, 768 tokens, as many of memory."""
+    config = files.read_json(search_run / "config.json")
+    config["data"] |= {"batch_size": 64, "seq_len": 768}
+    config["flags"]["mem_len"] = config["model"]["mem_len"] = 768
+    assert schema.fault(config) is None
+    config["data"]["batch_size"] = 128
+    assert schema.fault(config) == "its batch, window and memory are too large together"
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", f"best/{{}}/{HASHES}"])
 @pytest.mark.parametrize("what", ["pipe", "device", "endless", "large", "deep", "digits", "folder"])
 def test_a_file_of_a_stranger_that_is_none(name, what, begun):

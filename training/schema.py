@@ -12,7 +12,7 @@ Check = Callable[[Any], bool]
 
 MOST_BLOCKS = 1000
 MOST_POSITIONS = 100_000  # of memory, and of a window
-MOST_MEMORIES, MOST_SCORES = 1 << 21, 1 << 28  # B (M + T), and B T (M + T) of attention
+MOST_MEMORIES, MOST_SCORES = 1 << 21, 1 << 27  # B (M + T), and B T (M + T) of attention
 
 
 def whole(least: int, most: int) -> Check:
