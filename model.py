@@ -30,6 +30,7 @@ class PARTransformerXL(keras.Model):
       architecture: `search` or one of `KINDS` for each block; all `search` is the SuperNet.
       d_model, num_heads, d_ffn, mem_len: the `Sizes`.
       dropout_rate: of each branch, before its residual.
+      embedding_dropout: of the embedded tokens.
       cutoffs, proj_factor, proj_dims, static_shapes: of the `AdaptiveSoftmax`.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: one sample for each row of a batch, not one for all.
@@ -42,7 +43,8 @@ class PARTransformerXL(keras.Model):
 
     def __init__(self, vocab_size: int, architecture: Sequence[str], d_model: int = 128,
                  num_heads: int = 4, d_ffn: int = 1024, mem_len: int = 16,
-                 dropout_rate: float = 0.1, cutoffs: Sequence[int] = (), proj_factor: int = 4,
+                 dropout_rate: float = 0.1, embedding_dropout: float = 0.0,
+                 cutoffs: Sequence[int] = (), proj_factor: int = 4,
                  proj_dims: Sequence[int] | None = None, straight_through: bool = False,
                  gumbel_per_row: bool = False, trainable_tau: float | None = None,
                  tau: float = 1.0, static_shapes: bool = False, **kwargs):
@@ -55,7 +57,7 @@ class PARTransformerXL(keras.Model):
             raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
         self.architecture = list(architecture)
         self.sizes = Sizes(d_model, num_heads, d_ffn, mem_len)
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.embedding_dropout = dropout_rate, embedding_dropout
         self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
         self.tau = tau
         self.embedding = keras.layers.Embedding(
@@ -85,6 +87,7 @@ class PARTransformerXL(keras.Model):
         return asdict(self.sizes) | self.softmax.get_config() | {
             "name": self.name, "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "architecture": list(self.architecture), "dropout_rate": self.dropout_rate,
+            "embedding_dropout": self.embedding_dropout,
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
             "trainable_tau": tau, "tau": self.tau}
 
@@ -110,6 +113,8 @@ class PARTransformerXL(keras.Model):
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories, scores = [], []
         x = self.embed(tokens)  # [B, T, D]
+        behind_all_branches = len(KINDS) * len(self.blocks)
+        x = dropout(x, self.embedding_dropout, draws, behind_all_branches)  # [B, T, D]
         for block in self.blocks:
             inputs = {"draws": draws}
             if block.needs_memory:
@@ -269,9 +274,14 @@ class Block(keras.layers.Layer):
                 outputs.append(layer(x) * weight)  # [B, T, D]
                 continue
             y = layer(inner, context, bias) if layer.needs_memory else layer(inner)  # [B, T, D]
-            y = self._dropout(tf.cast(y, tf.float32), kind, draws)  # [B, T, D]
+            y = tf.cast(y, tf.float32)  # [B, T, D]
+            y = dropout(y, self.dropout_rate, draws, self._dropout_place(kind))  # [B, T, D]
             outputs.append(self.norms[kind](x + y, weight=weight))  # [B, T, D]
         return outputs, new_memory
+
+    def _dropout_place(self, kind: str) -> int:
+        kinds = [name for name, layer in KINDS.items() if layer.post_norm]
+        return len(kinds) * self.place + kinds.index(kind)
 
     @property
     def attention(self) -> RelativeAttention | None:
@@ -282,15 +292,6 @@ class Block(keras.layers.Layer):
         """What each position of x attends to, in a block with attention: [H, B, T, C]."""
         inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
         return self.attention.attend(inner, tf.concat([memory, inner], axis=1), bias)[1]
-
-    def _dropout(self, y, kind, draws):
-        """y with some of its elements at zero and the rest larger: [B, T, D]."""
-        if not draws or not self.dropout_rate:
-            return y
-        kinds = [name for name, layer in KINDS.items() if layer.post_norm]
-        place = len(kinds) * self.place + kinds.index(kind)
-        mask = tf.cast(draws.dropout_mask(place, y.shape, self.dropout_rate), tf.float32)
-        return y * (mask / (1 - self.dropout_rate))
 
 
 class LayerNorm(keras.layers.Layer):
@@ -318,6 +319,21 @@ class LayerNorm(keras.layers.Layer):
         normal = layer_norm(flat, self.scale * factor, self.offset * factor)  # [N, D]
         normal = tf.reshape(normal, x.shape)  # [B, T, D]
         return normal * weight if each_row else normal
+
+
+def dropout(x, rate, draws, place):
+    """x with some of its elements at zero and the rest larger; x itself without draws.
+
+    Args:
+      x: float32, any shape.
+      rate: the share that becomes zero.
+      draws: the noise of a step, or None.
+      place: a number of its own for each use within the network.
+    """
+    if draws is None or not rate:
+        return x
+    mask = tf.cast(draws.dropout_mask(place, x.shape, rate), tf.float32)
+    return x * (mask / (1 - rate))
 
 
 def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):

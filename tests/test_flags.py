@@ -39,6 +39,7 @@ TRAIN = dict(
     d_ffn=(["1", "5"], NO_SIZE),
     mem_len=(["0", "1", "9"], NO_INTEGER),
     dropout_rate=(["0", "0.5", "0.99"], [*NO_FLOAT, "1"]),
+    embedding_dropout=(["0", "0.5", "0.99"], [*NO_FLOAT, "1"]),
     cutoffs=(
         ["", "20", "1,119", "5,10,15"],
         ["x", "0", "-1", "20,20", "30,20", str(VOCAB_SIZE), "9" * 30],
@@ -54,7 +55,8 @@ TRAIN = dict(
     arch_lr_factor=(["0", "10"], NO_FLOAT),
     gumbel_per_row=BOOLEAN,
     latency_weight=(["0", "0.1", "10"], NO_FLOAT),
-    opt_name=(["adam", "adamw", "rmsprop", "sgd"], ["", "x"]),
+    opt_name=(["adam", "rmsprop", "sgd"], ["", "x"]),
+    weight_decay=(["0", "0.1", "1"], NO_FLOAT),
     max_lr=(["0", "1e-4", "1"], NO_FLOAT),
     warmup_steps=(["0", "1", "2147483647"], NO_INTEGER),
     clipvalue=(["1e-6", "10"], [*NO_FLOAT, "0"]),

@@ -282,6 +282,16 @@ def test_dropout_zeroes_a_share_and_scales_the_rest():
     assert (y == 0).mean() == pytest.approx(0.25, abs=0.015)
 
 
+def test_embedding_dropout_is_of_the_input_of_the_first_block():
+    net = network(["identity"], embedding_dropout=0.25)
+    ids, memory = tokens([50, 40]), net.empty_memory(50)
+    whole = net(ids, memory, filled=0)[0].numpy()  # [B, T, D]
+    dropped = net(ids, memory, filled=0, draws=Draws(0, 0))[0].numpy()  # [B, T, D]
+    kept = dropped != 0
+    assert kept.mean() == pytest.approx(0.75, abs=0.015)
+    assert np.allclose(dropped[kept], whole[kept] / 0.75, rtol=1e-5)
+
+
 # --------------------------------------------------------------------------------------------------
 # Gumbel-Softmax and the random draws
 
@@ -563,7 +573,7 @@ def test_a_sample_for_each_row_mixes_each_row_by_itself():
         )
 
 
-def test_every_block_and_branch_has_its_own_dropout():
+def test_every_place_in_the_network_has_its_own_dropout():
     masks = []
 
     class Recorder(Draws):
@@ -571,9 +581,9 @@ def test_every_block_and_branch_has_its_own_dropout():
             masks.append(super().dropout_mask(*arguments))
             return masks[-1]
 
-    net = network(["search", "search"], dropout_rate=0.5)
+    net = network(["search", "search"], dropout_rate=0.5, embedding_dropout=0.5)
     net(tokens([B, T]), net.empty_memory(B), filled=0, draws=Recorder(0, 0))
-    assert len(masks) == 4
+    assert len(masks) == 5
     for one, other in itertools.combinations([mask.numpy() for mask in masks], 2):
         assert 0.2 < (one == other).mean() < 0.8
 

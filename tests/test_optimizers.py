@@ -17,6 +17,10 @@ from training.optimizers import (
 )
 
 
+def ones(*shape):
+    return keras.Variable(np.ones(shape), dtype="float32")
+
+
 def plain_adam(weight, gradients, rates):
     """Kingma & Ba 2014, algorithm 1, in float64."""
     m, v = np.zeros_like(weight), np.zeros_like(weight)
@@ -41,21 +45,34 @@ def test_fused_adam_is_adam():
 
 
 @pytest.mark.parametrize("name, kind", [
-    ("adam", FusedAdam), ("adamw", keras.optimizers.AdamW), ("sgd", keras.optimizers.SGD),
-    ("rmsprop", keras.optimizers.RMSprop)])
+    ("adam", FusedAdam), ("sgd", keras.optimizers.SGD), ("rmsprop", keras.optimizers.RMSprop)])
 def test_the_name_says_the_optimizer(name, kind):
     optimizer = build_optimizer(tiny_settings(opt_name=name), "weights", lambda: 0.1, [])
     assert isinstance(optimizer, kind) and optimizer.name == "weights"
 
 
-@pytest.mark.parametrize("name, decayed", [("weights", True), ("architecture", False)])
-def test_adamw_decays_matrices_of_weights_alone(name, decayed):
-    matrix, bias = keras.Variable(np.ones([2, 3])), keras.Variable(np.ones([3]))
-    optimizer = build_optimizer(
-        tiny_settings(opt_name="adamw"), name, lambda: 0.1, [matrix, bias])
-    optimizer.apply([tf.zeros([2, 3]), tf.zeros([3])], [matrix, bias])
-    assert np.all(matrix.numpy() < 1) if decayed else np.all(matrix.numpy() == 1)
+@pytest.mark.parametrize("opt_name", ["adam", "rmsprop", "sgd"])
+@pytest.mark.parametrize("name, left", [("weights", 0.98**2), ("architecture", 1.0)])
+def test_weight_decay_shrinks_matrices_of_weights_alone(opt_name, name, left):
+    matrix, bias = ones(2, 3), ones(3)
+    settings = tiny_settings(opt_name=opt_name, weight_decay=0.2)
+    optimizer = build_optimizer(settings, name, lambda: 0.1, [matrix, bias])
+    for _ in range(2):
+        optimizer.apply([tf.zeros([2, 3]), tf.zeros([3])], [matrix, bias])
+    assert np.allclose(matrix.numpy(), left)
     assert np.all(bias.numpy() == 1)
+
+
+def test_adam_with_weight_decay_is_the_adamw_of_keras():
+    gradients = tf.constant(np.random.default_rng(0).normal(size=[5, 2, 3]), tf.float32)
+    ours, theirs = ones(2, 3), ones(2, 3)
+    optimizer = build_optimizer(tiny_settings(weight_decay=0.2), "weights", lambda: 0.1, [ours])
+    adamw = keras.optimizers.AdamW(0.1, weight_decay=0.2)
+    for gradient in gradients:
+        optimizer.apply([gradient], [ours])
+        adamw.apply([gradient], [theirs])
+    assert np.allclose(ours.numpy(), theirs.numpy(), atol=1e-5)
+    assert np.abs(ours.numpy() - 1).max() > 0.1
 
 
 @pytest.mark.parametrize("clip, moved", [

@@ -82,6 +82,15 @@ def test_windows_as_long_as_those_of_the_papers_are_believed(search_run):
     assert schema.fault(config) == "its batch, window and memory are too large together"
 
 
+def test_a_run_from_before_a_setting_was_there_can_be_read(begun):
+    config = files.read_json(begun / "config.json")
+    del config["model"]["embedding_dropout"]
+    files.write_json(begun / "config.json", config)
+    assert TrainedRun(begun).network()[0].embedding_dropout == 0.0
+    del config["model"]["dropout_rate"]
+    assert schema.fault(config) == "it lacks model.dropout_rate"
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", f"best/{{}}/{HASHES}"])
 @pytest.mark.parametrize("what", ["pipe", "device", "endless", "large", "deep", "digits", "folder"])
 def test_a_file_of_a_stranger_that_is_none(name, what, begun):

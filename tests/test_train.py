@@ -79,10 +79,10 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     {"architecture": "ad", "num_layers": 2, "mem_len": 20, "opt_name": "rmsprop"},
     {"architecture": "i", "cutoffs": [20, 60], "proj_dims": [4, 3]},
     {"architecture": "sds", "num_layers": 3, "cutoffs": []},
-    {"architecture": "random", "opt_name": "adamw", "clipvalue": 0.5},
+    {"architecture": "random", "weight_decay": 0.1, "clipvalue": 0.5},
     {"straight_through": True, "mem_len": 0, "max_lr": 1e-3, "warmup_steps": 0},
     {"tau_is_trainable": True, "search": "alternating"},
-    {"opt_name": "sgd", "clipnorm": 1.0},
+    {"opt_name": "sgd", "clipnorm": 1.0, "embedding_dropout": 0.1},
     {"gumbel_per_row": True, "latency_weight": 0.1},
     {"gumbel_per_row": True, "straight_through": True}], ids=str)
 def test_every_setting_trains(settings, run_train):

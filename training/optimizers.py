@@ -29,7 +29,9 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
                     variables: list) -> keras.optimizers.Optimizer:
     """An optimizer of `variables`, whose name is `name`; `learning_rate` takes no arguments.
 
-    AdamW decays matrices alone: no bias or gain, and no architecture.
+    Weight decay is apart from the gradient (Loshchilov & Hutter 2017, "Decoupled weight decay
+    regularization"), and of matrices alone: no bias or gain, and no architecture. (The biases of
+    the softmax are the last row of its matrices, and decay with them.)
     """
     adam = settings.opt_name == "adam"
     kind = FusedAdam if adam else type(keras.optimizers.get(settings.opt_name))
@@ -44,7 +46,8 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
                 gradient = tf.clip_by_norm(gradient, settings.clipnorm)
             super().update_step(gradient, variable, learning_rate)
 
-    optimizer = Clipped(learning_rate=learning_rate, name=name)
+    optimizer = Clipped(
+        learning_rate=learning_rate, weight_decay=settings.weight_decay or None, name=name)
     optimizer.exclude_from_weight_decay(var_list=[
         each for each in variables if name == "architecture" or len(each.shape) < 2])
     optimizer.build(variables)

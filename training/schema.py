@@ -65,6 +65,7 @@ MODEL = {  # all of them, and no other
     "d_ffn": SIZE,
     "mem_len": whole(0, MOST_POSITIONS),
     "dropout_rate": number(0, 0.99),
+    "embedding_dropout": number(0, 0.99),
     "cutoffs": each(SIZE),
     "proj_factor": whole(1, 2**31),
     "proj_dims": each(SIZE),
@@ -73,6 +74,7 @@ MODEL = {  # all of them, and no other
     "trainable_tau": lambda value: value is None or number(1e-3, math.inf)(value),
     "name": text(r"\w{1,64}"),
 }
+LATER = {"embedding_dropout"}  # runs of earlier versions lack it, and have its default
 
 
 def fault(config: dict) -> str | None:
@@ -82,6 +84,8 @@ def fault(config: dict) -> str | None:
         if not isinstance(values, dict):
             return f"it lacks {part}"
         for name, check in checks.items():
+            if name not in values and name in LATER:
+                continue
             if name not in values:
                 return f"it lacks {part}.{name}"
             if not check(values[name]):

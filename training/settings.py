@@ -37,6 +37,8 @@ class Settings:
     mem_len: int = setting(16, "M, positions of memory", lower_bound=0)
     dropout_rate: float = setting(
         0.1, "of each branch, before its residual", lower_bound=0, upper_bound=0.99)
+    embedding_dropout: float = setting(
+        0.0, "of the embedded tokens", lower_bound=0, upper_bound=0.99)
     cutoffs: Sequence[int] = setting(
         (250, 2500), "the first id of each tail of the adaptive softmax, the vocabulary size left "
         "out; none: a plain softmax")
@@ -75,7 +77,10 @@ class Settings:
 
     # Optimizer
     opt_name: str = setting(
-        "adam", "the Keras optimizer", enum_values=["adam", "adamw", "rmsprop", "sgd"])
+        "adam", "the Keras optimizer", enum_values=["adam", "rmsprop", "sgd"])
+    weight_decay: float = setting(
+        0.0, "every step takes this share, times the learning rate, off each matrix of weights; "
+        "with adam it is AdamW", lower_bound=0)
     clipvalue: float | None = setting(None, "bound each element of a gradient", lower_bound=1e-6)
     clipnorm: float | None = setting(
         None, "bound the norm of each variable's gradient", lower_bound=1e-6)
@@ -109,6 +114,7 @@ class Settings:
             "vocab_size": vocab_size, "architecture": list(self.architecture),
             "d_model": self.d_model, "num_heads": self.num_heads, "d_ffn": self.d_ffn,
             "mem_len": self.mem_len, "dropout_rate": self.dropout_rate,
+            "embedding_dropout": self.embedding_dropout,
             "cutoffs": list(self.cutoffs), "proj_factor": self.proj_factor,
             "proj_dims": list(self.proj_dims), "straight_through": self.straight_through,
             "gumbel_per_row": self.gumbel_per_row,
