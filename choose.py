@@ -45,8 +45,7 @@ with cli.quiet():
     from training.trained_run import TrainedRun
 
 
-def scored_choices(run: TrainedRun, checkpoint: str, num_windows: int,
-                   data_dir: Path | None) -> dict:
+def scored_choices(run: TrainedRun, num_windows: int, data_dir: Path | None) -> dict:
     """What there is to report: on what the networks of a search were scored, and each of them.
 
     Raises:
@@ -54,7 +53,7 @@ def scored_choices(run: TrainedRun, checkpoint: str, num_windows: int,
     """
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     data_dir, metadata = run.find_data(data_dir)
-    model, step = run.search(checkpoint)
+    model, step = run.search()
     N = num_architectures(model)
     if N > MOST_CHOICES:
         raise InputError(f"{run.folder} contains {N:,} networks: at most {MOST_CHOICES:,} "
@@ -137,8 +136,9 @@ def choices_figure(report: dict):
 
 def main(_):
     FLAGS = flags.FLAGS
-    run, data_dir = TrainedRun(FLAGS.run), FLAGS.data_dir and Path(FLAGS.data_dir)
-    report = scored_choices(run, FLAGS.checkpoint, FLAGS.num_windows, data_dir)
+    run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
+    data_dir = FLAGS.data_dir and Path(FLAGS.data_dir)
+    report = scored_choices(run, FLAGS.num_windows, data_dir)
     choices = report["choices"]
     print(f"{len(choices)} networks; those that no other beats in time:")
     for choice in front_of(choices, "ms_per_window"):

@@ -71,9 +71,9 @@ def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarr
 
 
 def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None,
-                 checkpoint: str = "best", data_dir: Path | None = None,
-                 batch_size: int | None = None, seq_len: int | None = None,
-                 mem_len: int | None = None, architecture: str | None = None) -> dict:
+                 data_dir: Path | None = None, batch_size: int | None = None,
+                 seq_len: int | None = None, mem_len: int | None = None,
+                 architecture: str | None = None) -> dict:
     """Scores a split of the data, or a text, with the network of a run.
 
     What is None is as it was in training.
@@ -95,8 +95,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     batch_size = batch_size or run.data["batch_size"]
     seq_len = seq_len or run.data["seq_len"]
     mem_len = run.flags["mem_len"] if mem_len is None else mem_len
-    model, step = run.network(
-        checkpoint, architecture, mem_len=mem_len, static_shapes=on_gpu)
+    model, step = run.network(architecture, mem_len=mem_len, static_shapes=on_gpu)
     evaluator = Evaluator(model, jit_compile=on_gpu)
     evaluator(stream[:2], batch_size, seq_len)  # the first call builds the graph
     score = evaluator(stream, batch_size, seq_len)
@@ -172,10 +171,10 @@ def main(_):
     data_dir = FLAGS.data_dir and Path(FLAGS.data_dir)
     reports = []
     for folder in map(Path, FLAGS.run):
-        report = evaluate_run(TrainedRun(folder), FLAGS.split, text, FLAGS.checkpoint, data_dir,
-                              FLAGS.batch_size, FLAGS.seq_len, FLAGS.mem_len,
-                              FLAGS.architecture)
-        reports.append(report)
+        run = TrainedRun(folder, FLAGS.checkpoint)
+        reports.append(evaluate_run(
+            run, FLAGS.split, text, data_dir, batch_size=FLAGS.batch_size, seq_len=FLAGS.seq_len,
+            mem_len=FLAGS.mem_len, architecture=FLAGS.architecture))
     print(table(reports))
     scored = f"text_{text.stem[:40]}_{files.sha256(text)[:8]}" if text else FLAGS.split
     for folder, report in zip(FLAGS.run, reports):

@@ -54,7 +54,7 @@ def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir:
     """
     output_folder.check_replaceable(output_dir, RECORD)
     devices.prepare(run.flags["mixed_precision"])
-    model, step = run.network(run.checkpoint, architecture)
+    model, step = run.network(architecture)
     for weight in model.weights:
         if not tf.reduce_all(tf.math.is_finite(tf.cast(weight.value, dtype))):
             raise InputError(f"{weight.path} is too large for {dtype.name}: export without --half")

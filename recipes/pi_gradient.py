@@ -73,10 +73,10 @@ def size_noise_and_step(gradients: np.ndarray) -> tuple[float, float, float]:
 
 def main(_):
     FLAGS = flags.FLAGS
-    run = TrainedRun(FLAGS.run)
+    run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
     devices.prepare(run.flags["mixed_precision"])
     data_dir, metadata = run.find_data(FLAGS.data_dir and Path(FLAGS.data_dir))
-    model, step = run.search(FLAGS.checkpoint)
+    model, step = run.search()
     taus = FLAGS.tau if model.log_tau is None else [float(model.temperature())]
     windows = data_utils.load_windows(data_dir, "train", metadata).take(FLAGS.num_windows)
     windows = list(windows.as_numpy_iterator())

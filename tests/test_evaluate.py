@@ -222,7 +222,6 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
     (tmp_path / "nothing.txt").touch()
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     for arguments, message in [
-        (dict(checkpoint="77"), "has no checkpoint '77': there is best, latest, "),
         (dict(text=tmp_path / "empty.txt"), "empty.txt is empty"),
         (dict(text=tmp_path / "nothing.txt"), "nothing.txt is empty"),
         (dict(text=Path("/dev/null")), "/dev/null is no regular file: --text takes a file"),
@@ -232,6 +231,8 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, monkeypatch):
     ]:
         with pytest.raises(InputError, match=message):
             evaluate_run(run, **arguments)
+    with pytest.raises(InputError, match="has no checkpoint '77': there is best, latest, "):
+        evaluate_run(TrainedRun(run.folder, 77))
     with pytest.raises(FileNotFoundError):
         evaluate_run(run, text=tmp_path / "missing.txt")
     monkeypatch.setattr(data_utils, "tokenizer_sha256", lambda metadata: "other")

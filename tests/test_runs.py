@@ -37,7 +37,7 @@ def mark_and_evaluate(run, trainer, step, loss):
 
 
 def theta_of(folder, checkpoint):
-    model, step = TrainedRun(folder).network(checkpoint)
+    model, step = TrainedRun(folder, checkpoint).network()
     return step, model.theta.numpy()[0, 0]
 
 
@@ -57,8 +57,8 @@ def test_the_best_network_is_kept_also_when_training_is_resumed(data_dir, tmp_pa
 
 
 def test_a_network_has_every_weight_and_the_temperature_of_its_checkpoint(search_run, data_dir):
-    one, step = TrainedRun(search_run).network("latest")
-    again, _ = TrainedRun(search_run).network(str(step), mem_len=20)
+    one, step = TrainedRun(search_run, "latest").network()
+    again, _ = TrainedRun(search_run, step).network(mem_len=20)
     untrained = open_run(data_dir, search_run.parent.parent / "untrained")[1].model
     assert abs(one.tau - 0.1) < 1e-6 and again.sizes.mem_len == 20  # tau_end
     for weight, same, other in zip(one.weights, again.weights, untrained.weights):

@@ -88,15 +88,15 @@ class TrainedRun:
         Raises:
           InputError: as `network`.
         """
-        return self.network(self.checkpoint, static_shapes=self._on_gpu)[0]
+        return self.network(static_shapes=self._on_gpu)[0]
 
-    def search(self, checkpoint: str = "best") -> tuple[PARTransformerXL, int]:
+    def search(self) -> tuple[PARTransformerXL, int]:
         """`network`, of a search.
 
         Raises:
           InputError: as `network`, or its architecture is fixed.
         """
-        model, step = self.network(checkpoint)
+        model, step = self.network()
         if SEARCH not in model.architecture:
             raise InputError(f"{self.folder} is no search: its architecture is fixed")
         return model, step
@@ -236,12 +236,11 @@ class TrainedRun:
             raise InputError(f"{path} is damaged")
         return path
 
-    def network(self, checkpoint: str = "best", architecture: str | None = None,
+    def network(self, architecture: str | None = None,
                 **changes) -> tuple[PARTransformerXL, int]:
-        """The trained network.
+        """The trained network of the checkpoint.
 
         Args:
-          checkpoint: `best` (the lowest validation loss), `latest`, or the step of one.
           architecture: None for the network as it was trained; of a search a letter for each block,
             for this layer alone with the weights that it has in the search, or `found`, for the
             likeliest of each.
@@ -262,7 +261,7 @@ class TrainedRun:
         while True:
             there = self._checkpoints()
             try:
-                model, step = self._network(there, checkpoint, changes)
+                model, step = self._network(there, changes)
                 break
             except InputError:
                 if self._checkpoints().keys() == there.keys():
@@ -286,13 +285,13 @@ class TrainedRun:
             weight.assign(weights[path])
         return single
 
-    def _network(self, there: dict, checkpoint: str,
-                 changes: dict) -> tuple[PARTransformerXL, int]:
+    def _network(self, there: dict, changes: dict) -> tuple[PARTransformerXL, int]:
         """`network`, of the checkpoints that are there."""
-        if checkpoint not in there:
+        if self.checkpoint not in there:
             names = ", ".join(there) or "none yet"
-            raise InputError(f"{self.folder} has no checkpoint '{checkpoint}': there is {names}")
-        checkpoints, step = there[checkpoint]
+            raise InputError(
+                f"{self.folder} has no checkpoint '{self.checkpoint}': there is {names}")
+        checkpoints, step = there[self.checkpoint]
         if damage := checkpoints.damage(step):
             whole = [name for name, (owner, step) in there.items() if not owner.damage(step)]
             choice = ", ".join(whole) or "which there is none"
