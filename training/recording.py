@@ -273,7 +273,7 @@ def _check_same(folder: Path, now: dict):
     differences = []
     for part in ("flags", "data", "layers"):
         for name, value in now[part].items():
-            old = before[part].get(name)
+            old = before[part].get(name, getattr(Settings, name, None))  # later flags: the default
             if name not in FREE_FLAGS and old != value:
                 differences.append(f"{name}: {old} before, {value} now")
     if differences:
