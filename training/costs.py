@@ -28,7 +28,8 @@ def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarr
     """FLOPs of the softmax for a window, forward.
 
     It has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head counts the
-    ids in the head, tails the tails, and tail i has width d_i and n_i ids.
+    ids in the head, tails the tails, and tail i has width d_i and n_i ids. (A compiled step does
+    more: it computes every tail for every token.)
 
     Args:
       model: the network.
@@ -53,6 +54,8 @@ def training_memory(model: PARTransformerXL, B: int, T: int, probability: np.nda
         at once     of the layer that has most, while its gradient is computed
         softmax     3 B T (head + tails + sum_i p_i n_i)  logits, probabilities, gradient
 
+    With static shapes, that is on a GPU, every tail is computed for every token: p_i is 1.
+
     Args:
       model: the network.
       B, T: batch and sequence length; of the rows that a device computes at once.
@@ -61,7 +64,8 @@ def training_memory(model: PARTransformerXL, B: int, T: int, probability: np.nda
     softmax = model.softmax
     logits = softmax.head_size + len(softmax.tails)
     for first, end in softmax.tails:
-        logits += probability[first:end].sum() * (end - first)
+        share = 1 if softmax.static_shapes else probability[first:end].sum()
+        logits += share * (end - first)
     inputs = len(model.blocks) * B * T * model.sizes.d_model
     kept = sum(layer.numbers_kept(B, T) for layer in _layers(model))
     at_once = max((layer.numbers_at_once(B, T) for layer in _layers(model)), default=0)
