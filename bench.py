@@ -54,7 +54,7 @@ with cli.quiet():
     import tensorflow as tf
 
     import data_utils
-    from layers import letters
+    from layers import from_letters, letters
     from support import corpora, devices, files, tokenization
     from support.timing import seconds
     from training import costs
@@ -64,7 +64,7 @@ with cli.quiet():
 
 NETWORKS = {  # besides the SuperNet; of six blocks
     "attention": "aaaaaa",
-    "found": "adaddd",  # what the paper found: attention seldom, and early
+    "mixed": "adaddd",  # attention seldom, and early, as the paper found
     "dense": "dddddd",
 }
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -90,7 +90,7 @@ class Bench:
         """The training step of networks without search."""
         results = {}
         for name, architecture in NETWORKS.items():
-            kinds = [letters()[letter] for letter in architecture]
+            kinds = from_letters(architecture)
             results[name] = self._each_dtype(lambda: self._train_step(architecture=kinds))
         return results
 
@@ -190,7 +190,7 @@ class Bench:
 def architecture() -> list[str]:
     """The kind of each block of the network, but for the part `networks`."""
     text = flags.FLAGS.architecture or SEARCH
-    return [SEARCH] * 6 if text == SEARCH else [letters()[letter] for letter in text]
+    return [SEARCH] * 6 if text == SEARCH else from_letters(text)
 
 
 def window_tokens() -> int:

@@ -3,8 +3,8 @@
 Mandava et al. 2020, "Pay Attention when Required" (arXiv 2009.04534), on Transformer-XL, Dai et al.
 2019 (arXiv 1901.02860).
 
-B batch, T sequence length, M memory length, C = M + T context, D model width, L blocks, S of which
-are searched and A need memory, K kinds of layer, N = B T tokens, V vocabulary.
+B batch, T sequence length, M memory length, C = M + T context, D model width, H heads, L blocks, S
+of which are searched and A need memory, K kinds of layer, N = B T tokens, V vocabulary.
 """
 
 from dataclasses import asdict
@@ -30,7 +30,7 @@ class PARTransformerXL(keras.Model):
       architecture: `search` or one of `KINDS` for each block; all `search` is the SuperNet.
       d_model, num_heads, d_ffn, mem_len: the `Sizes`.
       dropout_rate: of each branch, before its residual.
-      embedding_dropout: of the embedded tokens.
+      embedding_dropout: of the numbers of the embedded tokens.
       cutoffs, proj_factor, proj_dims, static_shapes: of the `AdaptiveSoftmax`.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: one sample for each row of a batch, not one for all.

@@ -80,7 +80,7 @@ cli.begin(__name__)
 
 with cli.quiet():  # TensorFlow greets where it is loaded: after --help, which does without it
     import data_utils
-    from layers import KINDS, as_letters, letters
+    from layers import KINDS, as_letters, from_letters, letters
     from support import devices
     from training.recording import NullRun, Run, configuration, fingerprint, has_begun
     from training.scoring import exp
@@ -234,7 +234,7 @@ def architecture() -> list[str]:
     if NUM_LAYERS.value not in (len(text), NUM_LAYERS.default):
         raise InputError(f"--num_layers={NUM_LAYERS.value} has no effect: "
                          f"the architecture, {text}, has {len(text)} layers")
-    return [letters()[letter] for letter in text]
+    return from_letters(text)
 
 
 def own_flags() -> dict:

@@ -39,6 +39,11 @@ def as_letters(architecture: Sequence[str]) -> str:
     return "".join(letter_of[kind] for kind in architecture)
 
 
+def from_letters(text: str) -> list[str]:
+    """The kind of each block of an architecture that is written as text."""
+    return [letters()[letter] for letter in text]
+
+
 def without_identity(architecture: str) -> str:
     """The letters of an architecture that are layers: aaiiad and aaaidi are one network, aaad.
 

@@ -23,7 +23,9 @@ ONE_BLOCK = {
     "architecture": ["search"], "d_model": 8, "num_heads": 2, "d_ffn": 16, "mem_len": 6,
     "cutoffs": [20, 60], "max_lr": 0.01, "warmup_steps": 20}
 PLAIN = ONE_BLOCK | {"dropout_rate": 0.0}
-CLIPPED = ONE_BLOCK | {"dropout_rate": 0.2, "opt_name": "sgd", "max_lr": 3.0, "clipnorm": 0.1}
+CLIPPED = ONE_BLOCK | {
+    "dropout_rate": 0.2, "embedding_dropout": 0.2, "weight_decay": 1e-3, "opt_name": "sgd",
+    "max_lr": 3.0, "clipnorm": 0.1}
 HALVES = CLIPPED | {"accumulate": 2}
 ALTERNATING = PLAIN | {
     "search": "alternating", "arch_share": 0.5, "gumbel_per_row": True, "latency_weight": 0.1}

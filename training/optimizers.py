@@ -33,10 +33,10 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
     regularization"), and of matrices alone: no bias or gain, and no architecture. (The biases of
     the softmax are the last row of its matrices, and decay with them.)
     """
-    adam = settings.opt_name == "adam"
-    kind = FusedAdam if adam else type(keras.optimizers.get(settings.opt_name))
+    kinds = {
+        "adam": FusedAdam, "rmsprop": keras.optimizers.RMSprop, "sgd": keras.optimizers.SGD}
 
-    class Clipped(kind):
+    class Clipped(kinds[settings.opt_name]):
         """Clips the gradient that all replicas have together; Keras clips each replica's part."""
 
         def update_step(self, gradient, variable, learning_rate):

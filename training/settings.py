@@ -38,7 +38,8 @@ class Settings:
     dropout_rate: float = setting(
         0.1, "of each branch, before its residual", lower_bound=0, upper_bound=0.99)
     embedding_dropout: float = setting(
-        0.0, "of the embedded tokens", lower_bound=0, upper_bound=0.99)
+        0.0, "of the numbers of the embedded tokens, as in Transformer-XL", lower_bound=0,
+        upper_bound=0.99)
     cutoffs: Sequence[int] = setting(
         (250, 2500), "the first id of each tail of the adaptive softmax, the vocabulary size left "
         "out; none: a plain softmax")

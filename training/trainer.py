@@ -1,7 +1,7 @@
 """The trainer: a network in training, from one step to the next.
 
 B batch, T sequence length, M memory length, A blocks that need memory, D model width, K kinds of
-layer, R replicas, S shares of a batch.
+layer, R replicas, P shares of a batch, S blocks that are searched.
 """
 
 import math
@@ -87,7 +87,7 @@ class Trainer:
 
     Each of R replicas has the data and the memory of its own rows alone, and computes them in as
     many parts, one after another, as `settings.accumulate` says. Noise, loss and gradient are those
-    of the whole batch, whatever the number of shares S.
+    of the whole batch, whatever the number of shares P.
 
     Args:
       data_dir: what make_data.sh made.
@@ -131,7 +131,7 @@ class Trainer:
                 line=Totals(), epoch=Totals(), run=Totals())  # since the last line of the log, ...
         self._last_look = time.monotonic()
         self._totals = self.state.line, self.state.epoch, self.state.run
-        self._sizes = tf.Variable(tf.zeros(len(self.model.weights)))
+        self._magnitudes = tf.Variable(tf.zeros(len(self.model.weights)))
         self._iterator = self._memory = None  # on the replicas, while training goes on
         # XLA compiles no communication between replicas.
         one_device = self._strategy is tf.distribute.get_strategy()
@@ -198,12 +198,12 @@ class Trainer:
                 data_utils.check_unchanged(self._data_dir, self.metadata)
                 raise
             if not math.isfinite(self.state.line.nll):
-                sizes = dict(zip(self.state.weights, self._sizes.numpy()))
+                sizes = dict(zip(self.state.weights, self._magnitudes.numpy()))
                 raise _not_finite(f"the loss of step {self.step:,}", sizes)
         seconds = time.perf_counter() - start
         self.state.tau.assign(self.tau)
         for totals in self._totals:
-            totals.seconds.assign_add(np.float64(seconds))  # TensorFlow would keep Python's numbers
+            totals.seconds.assign_add(np.float64(seconds))  # TensorFlow caches every Python float
         return seconds
 
     def latency(self) -> np.ndarray:
@@ -256,8 +256,8 @@ class Trainer:
         first = tf.distribute.get_replica_context().replica_id_in_sync_group * parts
         if parts == 1:
             return self._compiled_loss_and_gradients(window, memory, targets, first, groups)
-        windows = tf.stack(tf.split(window, parts))  # [parts, B/S, T + 1]
-        memories = tf.stack(tf.split(memory, parts, axis=1))  # [parts, A, B/S, M, D]
+        windows = tf.stack(tf.split(window, parts))  # [parts, B/P, T + 1]
+        memories = tf.stack(tf.split(memory, parts, axis=1))  # [parts, A, B/P, M, D]
         nll, new_memory, gradients = self._compiled_loss_and_gradients(
             windows[0], memories[0], targets, first, groups)
         new_memories = tf.TensorArray(memory.dtype, parts, element_shape=new_memory.shape)
@@ -271,7 +271,7 @@ class Trainer:
         return nll, tf.concat(tf.unstack(new_memories.stack(), parts), axis=1), gradients
 
     def _loss_and_gradients(self, window, memory, targets, share, groups):
-        """For a share of the rows of a batch, window [B/S, T + 1] and memory [A, B/S, M, D].
+        """For a share of the rows of a batch, window [B/P, T + 1] and memory [A, B/P, M, D].
 
         Returns:
           The summed negative log-likelihood, the next memory, and for each group of parameters the
@@ -288,13 +288,13 @@ class Trainer:
                 milliseconds = self._latency(step, draws, window.shape[0])
                 loss += self.settings.latency_weight * milliseconds / self.shares
         gradients = tape.gradient(loss, [self._groups[name][1] for name in groups])
-        # Dense: Keras squares the gradients of an id that occurs twice one by one.
+        # Dense, so that Adam squares the sum of the gradients of an id that occurs twice.
         return nll, memory, tf.nest.map_structure(tf.convert_to_tensor, gradients)
 
     def _diagnose(self, nll):
         """Measures the weights that led to a loss that is not finite, before it spoils them."""
         if not tf.math.is_finite(nll):
-            self._sizes.assign(tf.stack(list(_sizes(self.state.weights).values())))
+            self._magnitudes.assign(tf.stack(list(_magnitudes(self.state.weights).values())))
 
     def _apply_gradients(self, gradients, groups):
         """Moves the parameters of each group by the sum of the gradients of all replicas."""
@@ -393,7 +393,7 @@ class Trainer:
         score = self._evaluator(stream, batch_size, seq_len, self.tau, between)
         if not math.isfinite(score.nll):
             what = f"the loss of {split} after step {self.step:,}"
-            raise _not_finite(what, _sizes(self.state.weights))
+            raise _not_finite(what, _magnitudes(self.state.weights))
         return metrics(score.nll / score.targets, self.metadata["splits"][split])
 
     def write_text(self) -> tuple[str, str]:
@@ -417,7 +417,7 @@ class Trainer:
             self.state.memory.assign(devices.gather_rows(self._strategy, self._memory, axis=1))
         memory = {"memory": self.state.memory}
         for variables in (self.state.weights, *self.state.optimizers.values(), memory):
-            sizes = _sizes(variables)
+            sizes = _magnitudes(variables)
             if not np.isfinite(list(sizes.values())).all():
                 raise _not_finite(f"what step {self.step:,} left", sizes)
 
@@ -426,7 +426,7 @@ def _num_targets(window):
     return tf.reduce_sum(real_targets(window))
 
 
-def _sizes(variables: dict) -> dict:
+def _magnitudes(variables: dict) -> dict:
     """The mean absolute value of each variable: not finite where one of its numbers is not."""
     sizes = {}
     for path, variable in variables.items():
