@@ -59,7 +59,7 @@ with cli.quiet():
     from support.timing import seconds
     from training import costs
     from training.scoring import Evaluator
-    from training.trainer import Trainer, build_network
+    from training.trainer import PREFETCHED, Trainer, build_network
     from training.writer import Writer, memory_length
 
 NETWORKS = {  # besides the SuperNet; of six blocks
@@ -122,7 +122,7 @@ class Bench:
     def reading(self) -> dict:
         """Reading TFRecords, per window."""
         windows = data_utils.load_windows(self._folder, "train", self._metadata)
-        dataset = windows.prefetch(tf.data.AUTOTUNE)
+        dataset = windows.prefetch(PREFETCHED)
         steps = self._metadata["splits"]["train"]["steps"]
 
         def read():

@@ -60,7 +60,7 @@ def token_blocks(text: Text, tokenizer: Tokenizer,
         lambda: corpora.blocks(text, BLOCK_BYTES), output_signature=tf.TensorSpec([], tf.string))
     tokens = blocks.map(lambda block: tokenizer.tokenize(block, add_eos),
                         num_parallel_calls=cli.CORES, deterministic=True)
-    return tokens.prefetch(1).as_numpy_iterator()
+    return without_autotune(tokens.prefetch(1)).as_numpy_iterator()
 
 
 class Stream:
@@ -359,7 +359,18 @@ def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0,
         content = tf.strings.substr(record, 4 * width * first_row, 4 * width * rows)
         return tf.reshape(tf.io.decode_raw(content, tf.int32), [rows, width])
 
-    return tf.data.TFRecordDataset(paths).map(window)
+    return without_autotune(tf.data.TFRecordDataset(paths).map(window))
+
+
+def without_autotune(dataset):
+    """A tf.data.Dataset whose iterators end at once.
+
+    TensorFlow 2.21's thread of autotuning sleeps longer and longer, up to a minute, and an iterator
+    waits for it when it ends, as a program does.
+    """
+    options = cli.tensorflow().data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:

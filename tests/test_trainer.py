@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_a_trainer_needs_no_command_line(data_dir):
     settings = tiny_settings(architecture=["identity"])
     trainer = Trainer(data_dir, data_utils.read_metadata(data_dir), settings)
     assert loss_of(trainer, 2) > 3 and trainer.step == 2
+
+
+def test_the_windows_of_a_training_end_at_once(trainer_of):
+    """With autotuning their iterator would wait for a second, and after a long run longer."""
+    windows, end = iter(trainer_of()._windows(first=0)), time.monotonic() + 1.5
+    while time.monotonic() < end:
+        next(windows)
+    start = time.monotonic()
+    del windows
+    assert time.monotonic() - start < 0.3
 
 
 def test_the_settings_reach_the_network():

@@ -32,6 +32,7 @@ from training.scoring import Evaluator, filled_memory, metrics, real_targets, wi
 from training.settings import Settings
 from training.writer import Writer, memory_length
 
+PREFETCHED = 8  # windows that are read while a step is computed
 PROMPT, WRITTEN = 8, 48  # tokens that a text begins with, and that the network writes
 
 
@@ -330,7 +331,7 @@ class Trainer:
                 first_row=context.input_pipeline_id * replicas * rows)
             windows = windows.repeat().skip(first)
             windows = windows.map(lambda window: tf.reshape(window, [replicas, rows, -1]))
-            return windows.unbatch().prefetch(tf.data.AUTOTUNE)
+            return windows.unbatch().prefetch(PREFETCHED)
 
         return self._strategy.distribute_datasets_from_function(of_worker)
 
