@@ -10,9 +10,10 @@ data=data/wikitext-2-words-tfrecords
 exec "$PYTHON" "$project/train.py" \
   --data_dir="$data" \
   --model_name=wt2_words \
-  --num_layers=6 --d_model=128 --num_heads=4 --d_ffn=1024 --mem_len=16 --dropout_rate=0.3 \
+  --num_layers=6 --d_model=128 --num_heads=4 --d_ffn=1024 --mem_len=16 \
+  --dropout_rate=0.2 --embedding_dropout=0.3 --weight_decay=0.1 \
   --cutoffs=2000,10000 --proj_factor=4 \
-  --opt_name=adam --clipnorm=1 --max_lr=2e-3 --warmup_steps=300 --epochs=3 \
+  --opt_name=adam --clipnorm=1 --max_lr=2e-3 --warmup_steps=300 --epochs=8 \
   --tau_start=1.0 --tau_end=0.1 \
   --mixed_precision \
   "$@"
