@@ -365,8 +365,8 @@ def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0,
 def without_autotune(dataset):
     """A tf.data.Dataset whose iterators end at once.
 
-    TensorFlow 2.21's thread of autotuning sleeps longer and longer, up to a minute, and an iterator
-    waits for it when it ends, as a program does.
+    The autotuning of TensorFlow 2.21 sleeps longer and longer, and an iterator that ends waits for
+    it, and with it the program: 5 to 38 seconds were seen.
     """
     options = cli.tensorflow().data.Options()
     options.autotune.enabled = False
