@@ -73,7 +73,7 @@ with cli.group("Devices"):
         "loss stay float32")
 
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name),
-                         "must be letters, digits, '_', '-' and '.'")
+                         "must be letters, digits, '_', '-' and '.', the last two not first")
 flags.register_validator("save_every", lambda text: re.fullmatch(r"0*[1-9]\d*m?", text),
                          "must be a number of steps, or of minutes as in 10m")
 cli.begin(__name__)
@@ -89,6 +89,7 @@ with cli.quiet():  # TensorFlow greets where it is loaded: after --help, which d
 
 
 def main(_):
+    cli.tensorflow_text()  # or say now why it does not load: the end of an epoch needs it
     data_dir, folder = Path(DATA_DIR.value), run_dir()
     metadata, settings = data_utils.read_metadata(data_dir), settings_of_flags(architecture())
     config = configuration(own_flags(), settings, metadata)
@@ -184,8 +185,10 @@ def validate(trainer: Trainer, run: Run, handle_signals: Callable[[], None]) -> 
     trainer.state.evaluated.assign(trainer.step)
     trainer.complete_state()
     run.evaluation(trainer.step, valid)
-    run.text(trainer.step, *trainer.write_text())
-    run.save(trainer.step, last=trainer.step == trainer.last_step)
+    try:
+        run.text(trainer.step, *trainer.write_text())
+    finally:  # no text is worth an epoch
+        run.save(trainer.step, last=trainer.step == trainer.last_step)
     return valid
 
 

@@ -10,17 +10,23 @@ import os
 import re
 import signal
 import sys
+import threading
 from typing import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
 from support import console
+from support.missing_packages import text_requirement
 
 # The functions below define the flags of the module that calls them, not of this one.
 flags.disclaim_key_flags()
 # TensorFlow reads it when it is imported; below 3 it tells that there is no GPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
+# Whatever the environment or ~/.keras/keras.json says: Keras 3 on TensorFlow, without XLA unless
+# a function asks for it.
+os.environ |= {
+    "KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0",
+    "TF_FUNCTION_JIT_COMPILE_DEFAULT": "0"}
 
 if hasattr(os, "sched_getaffinity"):
     CORES = len(os.sched_getaffinity(0))  # that this process may use
@@ -37,6 +43,10 @@ FAILURES = {
                         "and they go on from the last checkpoint",
 }
 
+
+# How the loader and the system say it.
+NO_MEMORY = re.compile("failed to map segment|annot allocate memory")
+STANDARD_ERROR = threading.RLock()  # held while it leads nowhere
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
@@ -59,9 +69,13 @@ class Interrupted(KeyboardInterrupt):
 def uninterrupted() -> Iterator[list[int]]:
     """A block that SIGINT, SIGTERM and SIGHUP do not break into.
 
-    They wait in the list that it is given, or else take effect at its end.
+    They wait in the list that it is given, or else take effect at its end, in a block around it if
+    there is one. Only the main thread gets signals at all.
     """
     waiting, handlers = [], {}
+    if not in_main_thread():
+        yield waiting
+        return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             handlers[number] = signal.signal(number, lambda number, frame: waiting.append(number))
@@ -70,8 +84,11 @@ def uninterrupted() -> Iterator[list[int]]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if waiting:
-        raise Interrupted(waiting[0])
+    for number in waiting:
+        if callable(outer := handlers[number]) and outer is not signal.default_int_handler:
+            outer(number, None)
+        else:
+            raise Interrupted(number)
 
 
 @contextlib.contextmanager
@@ -79,21 +96,36 @@ def quiet():
     """Drops what native libraries print while they load; Ctrl-C simply ends it.
 
     No setting turns TensorFlow's greeting off.
+
+    Raises:
+      InputError: there is too little memory to load them.
     """
-    sys.stderr.flush()
-    interrupt = None
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        if interrupt:
-            signal.signal(signal.SIGINT, interrupt)
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+    with STANDARD_ERROR:
+        sys.stderr.flush()
+        ends_at_once = (in_main_thread()
+                        and signal.getsignal(signal.SIGINT) == signal.default_int_handler)
+        if ends_at_once:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+                raise
+            raise InputError("not enough memory to load a library "
+                             f"({reason(error) or type(error).__name__})") from None
+        finally:
+            if ends_at_once:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(nowhere)
+
+
+def in_main_thread() -> bool:
+    """Whether this thread is the one that gets signals, and may set what they do."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @functools.cache
@@ -110,21 +142,23 @@ def tensorflow_text():
     """tensorflow-text, imported when it is first used.
 
     Raises:
-      InputError: it cannot be imported, most often because it is of another minor version than
-        TensorFlow.
+      InputError: it cannot be imported, most often because its minor version differs from
+        TensorFlow's.
     """
     version = tensorflow().__version__
     try:
         with quiet():
             import tensorflow_text
+    except InputError:
+        raise
     except Exception as error:
         try:
             found = f"tensorflow-text {importlib.metadata.version('tensorflow-text')}"
         except importlib.metadata.PackageNotFoundError:
             found = "tensorflow-text, which is not installed,"
-        wanted = ".".join(version.split(".")[:2])
-        raise InputError(f"{found} does not load with TensorFlow {version} ({reason(error)}): "
-                         f"{sys.executable} -m pip install 'tensorflow-text=={wanted}.*'") from None
+        raise InputError(
+            f"{found} does not load with TensorFlow {version} ({reason(error)}): "
+            f"{sys.executable} -m pip install '{text_requirement(version)}'") from None
     return tensorflow_text
 
 
@@ -142,6 +176,8 @@ def begin(name: str, define_flags: Callable[[], None] | None = None):
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     console.open_standard_streams()
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files
+    sys.excepthook = _end_in_one_line
     if define_flags:
         define_flags()
     if HELP & set(sys.argv[1:]):
@@ -150,6 +186,14 @@ def begin(name: str, define_flags: Callable[[], None] | None = None):
         with contextlib.suppress(OSError):  # `| head` has seen enough
             print(flag_help.help_text(sys.argv[0], sys.modules[name].__doc__))
         sys.exit()
+
+
+def _end_in_one_line(kind: type, error: Exception, traceback):
+    """An excepthook: reports a library that cannot be loaded, before `run` guards, in one line."""
+    if kind is InputError:
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def run(main):
@@ -174,8 +218,11 @@ def run(main):
                 sys.exit(f"error: the value of --{name} is not UTF-8")
             if _is_out_of_range(value):
                 sys.exit(f"error: --{name}={value} is out of range")
-        if _is_not_utf8(os.getcwd()):
-            sys.exit("error: the name of the current folder is not UTF-8")
+        try:
+            if _is_not_utf8(os.getcwd()):
+                sys.exit("error: the name of the current folder is not UTF-8")
+        except FileNotFoundError:
+            sys.exit("error: the current folder was deleted: cd to another one")
         return rest
 
     def guarded(argv):
@@ -183,8 +230,10 @@ def run(main):
             main(argv)
         except BrokenPipeError:  # whoever read has seen enough
             sys.exit(128 + signal.SIGPIPE)
-        except (InputError, OSError, FloatingPointError) as error:
-            sys.exit(f"error: {error}")
+        except (InputError, FloatingPointError) as error:
+            sys.exit(f"error: {printable(str(error))}")
+        except OSError as error:
+            sys.exit(f"error: {printable(_of_system(error))}")
         except KeyboardInterrupt as interrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             print("interrupted", file=sys.stderr)
@@ -210,6 +259,20 @@ def _is_out_of_range(value) -> bool:
     return type(value) is float and value != 0 and not 1e-37 < abs(value) < 1e38
 
 
+def _of_system(error: OSError) -> str:
+    """What an error of the system says: [Errno 13] Permission denied: 'x' is for programs."""
+    if error.strerror is None or error.filename is None:
+        return error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def printable(text: str, most: int = 1000) -> str:
+    """A text in one line, cut if it is long, without what a terminal might take for a command."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+                    for character in text[:most])
+    return f"{shown} ..." if len(text) > most else shown
+
+
 def reason(error: Exception) -> str:
     """What an error says, in one line, without the places in a graph that TensorFlow adds."""
     places = ("Graph execution error", "Detected at node", '  File "', "\t [[")
@@ -218,15 +281,18 @@ def reason(error: Exception) -> str:
 
 
 class _PathParser(flags.ArgumentParser):
-    """Takes a path of the user's, where ~ is the home folder.
-
-    A shell does not see it behind --name=.
-    """
+    """Takes a local path. ~ is the home folder: a shell does not expand it behind --name=."""
 
     def parse(self, argument: str) -> str:
         if not argument:
             raise ValueError("is empty")
-        return os.path.expanduser(argument)
+        if re.match(r"[A-Za-z][\w+.-]*:/", argument):
+            raise ValueError("is no local path: mount or copy it first")
+        path = os.path.expanduser(argument)
+        if path.startswith("~"):
+            raise ValueError(f"names a home folder that does not exist: write ./{path} "
+                             "for a folder of this name")
+        return path
 
 
 class _PathsParser(flags.ListParser):

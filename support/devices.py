@@ -25,12 +25,26 @@ def prepare(mixed_precision: bool) -> tuple[str, bool]:
     Returns:
       The device's name, and whether it is a GPU, for which compiling with XLA pays.
     """
-    keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
+    keras.config.set_dtype_policy(dtype_policy(mixed_precision))
     gpus = usable_gpus()
     if not gpus:
         return f"CPU, {cli.CORES} cores", False
     details = tf.config.experimental.get_device_details(gpus[0])
-    return details.get("device_name", "GPU"), True
+    name = details.get("device_name", "GPU")
+    if mixed_precision and not has_bfloat16(gpus):
+        name += ", in float32: it has no bfloat16, which --mixed_precision needs"
+    return name, True
+
+
+def dtype_policy(mixed_precision: bool) -> str:
+    """Keras' name for the precision of products: bfloat16 if asked for and the GPUs have it."""
+    return "mixed_bfloat16" if mixed_precision and has_bfloat16(usable_gpus()) else "float32"
+
+
+def has_bfloat16(gpus: list) -> bool:
+    """Whether all GPUs multiply in bfloat16: NVIDIA's do from compute capability 8.0 (Ampere)."""
+    details = map(tf.config.experimental.get_device_details, gpus)
+    return all(each.get("compute_capability", (8, 0)) >= (8, 0) for each in details)
 
 
 def usable_gpus() -> list:

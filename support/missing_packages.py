@@ -19,6 +19,12 @@ def installed(name: str) -> str | None:
     return None
 
 
+def text_requirement(tensorflow: str) -> str:
+    """The tensorflow-text that loads with a version of TensorFlow: of its minor version."""
+    major, minor, *_ = tensorflow.split(".")
+    return f"tensorflow-text=={major}.{minor}.*,!=2.21.0"  # which lacks a symbol of ICU
+
+
 def missing(lines: list[str]) -> list[str]:
     """The requirements that are not met; tensorflow-text must be of TensorFlow's minor version."""
     from packaging.requirements import Requirement
@@ -27,8 +33,7 @@ def missing(lines: list[str]) -> list[str]:
     for requirement in map(Requirement, lines):
         tensorflow = installed("tensorflow")
         if requirement.name == "tensorflow-text" and tensorflow and "tensorflow" not in found:
-            major, minor, *_ = tensorflow.split(".")
-            requirement = Requirement(f"tensorflow-text=={major}.{minor}.*")
+            requirement = Requirement(text_requirement(tensorflow))
         have = installed(requirement.name)
         if have is None or not requirement.specifier.contains(have, prereleases=True):
             found.append(str(requirement))

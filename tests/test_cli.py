@@ -1,8 +1,10 @@
 """How commands start, and how they end."""
 
+import builtins
 import os
 import signal
 import sys
+import threading
 
 import pytest
 import tensorflow as tf
@@ -43,7 +45,7 @@ def end_of(monkeypatch):
         (cli.InputError("no such thing"), "error: no such thing"),
         (
             OSError(28, "No space left on device", "here"),
-            "error: [Errno 28] No space left on device: 'here'",
+            "error: here: No space left on device",
         ),
         (FloatingPointError("not finite"), "error: not finite"),
         (MemoryError("9 GiB"), "error: not enough memory (9 GiB)"),
@@ -124,6 +126,81 @@ def test_the_home_folder_stands_for_a_tilde_in_every_path(program, names, monkey
         assert paths == set(names)
 
 
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        ("gs://bucket/x", "is no local path"),
+        ("s3://bucket/x", "is no local path"),
+        ("https:/host/x", "is no local path"),
+        ("~nosuchuser/x", "names a home folder that does not exist"),
+    ],
+)
+@pytest.mark.parametrize(
+    "program, name", [(train, "logs_dir"), (data_utils, "output_dir"), (evaluate, "run")]
+)
+def test_a_path_that_is_not_of_this_machine_is_refused(program, name, path, reason):
+    with (
+        flags_of(program),
+        pytest.raises(flags.IllegalFlagValueError, match=f"flag --{name}=.*: {reason}"),
+    ):
+        flags.FLAGS[name].parse(path)
+
+
+def test_a_current_folder_that_was_deleted_is_named(end_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    told = end_of(AssertionError("begun"))
+    assert told == "error: the current folder was deleted: cd to another one"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("x.so: failed to map segment from shared object"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_too_little_memory_for_a_library_is_the_reason_that_is_given(error, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+    monkeypatch.setattr("builtins.__import__", raising(error, "tensorflow_text"))
+    with pytest.raises(cli.InputError, match="^not enough memory to load a library") as raised:
+        cli.tensorflow_text.__wrapped__()
+    assert "pip install" not in str(raised.value)
+
+
+def raising(error, package):
+    """`__import__` that fails for a package."""
+    original = builtins.__import__
+
+    def load(name, *arguments, **settings):
+        if name == package:
+            raise error
+        return original(name, *arguments, **settings)
+
+    return load
+
+
+def test_a_library_that_cannot_be_loaded_ends_a_command_in_one_line(capsys):
+    cli._end_in_one_line(cli.InputError, cli.InputError("not enough memory"), None)
+    assert capsys.readouterr().err == "error: not enough memory\n"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (PermissionError(13, "Permission denied", "notes.txt"), "notes.txt: Permission denied"),
+        (OSError(13, "Permission denied"), "Permission denied"),
+        (OSError("cannot write x"), "cannot write x"),
+        (cli.InputError("two\nlines \x1b[2J"), "two\N{REPLACEMENT CHARACTER}lines "
+         "\N{REPLACEMENT CHARACTER}[2J"),
+        (cli.InputError("x" * 9000), "x" * 1000 + " ..."),
+    ],
+)
+def test_an_error_is_one_line_for_people(error, line, end_of):
+    assert end_of(error) == f"error: {line}"
+
+
 def test_a_flag_that_is_not_utf8_is_refused(end_of):
     assert (
         end_of(AssertionError("begun"), "--data_dir=caf\udce9")
@@ -157,3 +234,23 @@ def test_a_signal_waits_for_the_end_of_what_must_not_be_interrupted():
             done.append("within")
         done.append("after")
     assert done == ["within"]
+
+
+def test_a_signal_waits_for_the_end_of_all_blocks_around():
+    with pytest.raises(KeyboardInterrupt):
+        with cli.uninterrupted() as waiting:
+            with cli.uninterrupted():
+                signal.raise_signal(signal.SIGTERM)
+            assert waiting == [signal.SIGTERM]
+
+
+def test_a_thread_gets_no_signals():
+    def work():
+        with cli.uninterrupted() as waiting:
+            done.append(waiting)
+
+    done = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [[]]

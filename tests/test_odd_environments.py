@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import pytest
+import tensorflow as tf
 import tiny
 from chaos import differences, events_of
 from commands import one_line, run_command
@@ -192,6 +194,62 @@ def test_a_clock_that_jumps_changes_nothing(data_dir, tmp_path, monkeypatch):
     runs = [tmp_path / name / "logs" / "supernet" for name in ("steady", "jumping")]
     assert differences(*runs) == []
     assert results_of(runs[1])["wall_seconds"] < 600
+
+
+# What people set for other programs.
+OF_OTHERS = {
+    "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "torch", "MPLBACKEND": "nonsense",
+    "TF_FUNCTION_JIT_COMPILE_DEFAULT": "1"}
+
+
+@pytest.mark.parametrize("command", [
+    ["data_utils.py", "--input_dir={corpus_dir}", "--output_dir=made", *tiny.as_flags(**tiny.DATA)],
+    ["train.py", "--data_dir={data_dir}", "--max_steps=2", "--model_name=other",
+     *tiny.as_flags(**tiny.NETWORK | tiny.QUICK)],
+    ["evaluate.py", "--run={begun}"],
+    ["generate.py", "--run={begun}", "--prompt=a word", "--num_tokens=2"],
+    ["export.py", "--run={begun}"],
+    ["plot_search.py", "--run={begun}"],
+], ids=lambda command: command[0])
+def test_commands_work_whatever_the_environment_says_for_others(
+        command, corpus_dir, data_dir, begun, tmp_path):
+    given = {"corpus_dir": corpus_dir, "data_dir": data_dir, "begun": begun}
+    program, *arguments = (argument.format_map(given) for argument in command)
+    environment = {name: os.environ.get(name) for name in OF_OTHERS} | OF_OTHERS
+    environment["WARM_SERVER"] = ""  # TensorFlow reads these when it is imported
+    done = run(sys.executable, PROJECT / program, *arguments, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused_before_the_work(data_dir, tmp_path):
+    with pytest.raises(InputError, match=r"TensorFlow reads . as part of a pattern"):
+        train_in(tmp_path, data_dir=str(data_dir), logs_dir="runs [1]")
+    assert not (tmp_path / "runs [1]").exists()
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, request):
+    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
+    details = {"device_name": "Tesla T4", "compute_capability": (7, 5)}
+    monkeypatch.setattr(devices, "usable_gpus", lambda: ["a GPU"])
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert devices.prepare(mixed_precision=False) == ("Tesla T4", True)
+    name, _ = devices.prepare(mixed_precision=True)
+    assert name == "Tesla T4, in float32: it has no bfloat16, which --mixed_precision needs"
+    assert keras.config.dtype_policy().name == devices.dtype_policy(True) == "float32"
+    details["compute_capability"] = (8, 0)
+    assert devices.prepare(mixed_precision=True) == ("Tesla T4", True)
+    assert keras.config.dtype_policy().name == devices.dtype_policy(True) == "mixed_bfloat16"
+
+
+def test_a_run_in_mixed_precision_is_resumed_where_there_is_no_bfloat16(
+        data_dir, tmp_path, monkeypatch):
+    given = dict(data_dir=str(data_dir), mixed_precision=True, fresh=True)
+    train_in(tmp_path, max_steps=4, **given)
+    monkeypatch.setattr(devices, "has_bfloat16", lambda gpus: False)
+    folder = train_in(tmp_path, max_steps=8, **given)
+    log = (folder / "training_log.log").read_text()
+    assert "resumed at step 4" in log and results_of(folder)["steps"] == 8
 
 
 def test_keras_computes_with_tensorflow_whatever_its_settings_say(tmp_path):
