@@ -7,6 +7,8 @@ text to score all go through `Tokenizer.tokenize`.
 
 import codecs
 import copy
+import hashlib
+import inspect
 import io
 import itertools
 import re
@@ -222,9 +224,7 @@ class Tokenizer:
         self._normalization = proto.normalizer_spec.name
         self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
         self._bytes[EOS] = b"\n"
-        text = cli.tensorflow_text()
-        with cli.quiet():
-            self.sentencepiece = text.SentencepieceTokenizer(model=model)
+        self.sentencepiece = _sentencepiece(model)
 
     def tokenize(self, text, add_eos: bool):
         """The ids of a text, line by line.
@@ -296,6 +296,27 @@ class Tokenizer:
         """A prompt as what continues it fits: the tokenizer puts a space before a word itself."""
         tf = cli.tensorflow()
         return prompt if self.keeps_white_space else tf.strings.regex_replace(prompt, " +$", "")
+
+
+def _sentencepiece(model: bytes):
+    """tensorflow-text's tokenizer of a model.
+
+    Its resource has a name, the hash of the model. One without a name would be lost whenever
+    somebody sets the seed of TensorFlow or Keras, which clears the cache of kernels.
+    """
+    text = cli.tensorflow_text()
+    module = inspect.getmodule(text.SentencepieceTokenizer)
+    name = hashlib.sha256(model).hexdigest()
+
+    class NamedResource(module._SentencepieceModelResource):
+        def _create_resource(self):
+            return module.gen_sentencepiece_tokenizer.sentencepiece_op(
+                model=model, shared_name=name)
+
+    with cli.quiet():
+        tokenizer = text.SentencepieceTokenizer(model=model)
+        tokenizer._model_resource = NamedResource(model, None)
+    return tokenizer
 
 
 def _count_words(text):

@@ -138,3 +138,5 @@ def test_the_library_example_runs(data_dir, search_run, tmp_path, monkeypatch):
     assert len(names["log_prob"]) == len(names["tokens"]) and max(names["log_prob"][1:]) < 0
     trainer = names["trainer"]
     assert trainer.step == 100 and trainer.evaluate("valid")["perplexity"] < VOCAB_SIZE
+    again = names["run"].log_prob("The king was dead.")[1]  # the trainer took nothing from the run
+    assert np.array_equal(again, names["log_prob"], equal_nan=True)

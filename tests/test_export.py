@@ -107,11 +107,23 @@ def test_attention_reaches_as_far_as_window_and_memory(run):
         assert np.all((weights[:, :, query] > 0) == seen)
 
 
+@pytest.mark.parametrize("setting", ["keras", "tensorflow"])
+def test_what_is_in_use_survives_a_seed(setting, run, saved_model):
+    """Setting it clears TensorFlow's cache of kernels, with the resources that they own."""
+    loaded = tf.saved_model.load(str(saved_model)).signatures["score"]
+    text = tf.constant(["a word of a text"])
+    before = run.log_prob("a word of a text")[1], loaded(text=text)["nats"].numpy()
+    keras.utils.set_random_seed(1) if setting == "keras" else tf.random.set_seed(2)
+    assert np.array_equal(run.log_prob("a word of a text")[1], before[0], equal_nan=True)
+    assert loaded(text=text)["nats"].numpy() == before[1]
+    assert run.generate("a word", num_tokens=3, seed=1).startswith("a word")
+
+
 @pytest.mark.parametrize("settings", [
     {"num_tokens": 0}, {"temperature": -1.0}, {"temperature": 1e-30}, {"temperature": math.nan},
     {"top_k": -1}, {"seed": 2**31}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}])
 def test_settings_out_of_range_are_refused_from_python(settings, run):
-    with pytest.raises(ValueError, match="num_tokens must be 1 or more"):
+    with pytest.raises(ValueError, match=f"^{min(settings)} must be "):
         run.generate("a", **settings)
 
 
@@ -193,6 +205,22 @@ def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, 
 def test_bad_input_is_named_by_the_graph(changes, message, signatures):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         signatures["generate"](**{"prompt": ["a"]} | SETTINGS | changes)
+
+
+@pytest.mark.parametrize("token, filled, message", [
+    (-1, 0, "token must be from 0 to"), (VOCAB_SIZE, 0, "token must be from 0 to"),
+    (5, 1000, "filled must be from 0 to"), (5, -1, "filled must be from 0 to")])
+def test_an_id_or_a_length_out_of_range_is_named_by_the_graph(
+    token, filled, message, run, signatures
+):
+    M = run.sizes.mem_len + run.data["seq_len"] - 1
+    memory = tf.zeros([1, run.model.num_memories, M, run.sizes.d_model])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures["next"](
+            token=tf.constant([token]), memory=memory, filled=tf.constant([filled]))
+    if message.startswith("token"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            signatures["detokenize"](token=tf.constant([[token]]))
 
 
 def test_a_found_network_has_only_its_layers_and_half_the_weights_half_the_size(

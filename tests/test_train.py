@@ -15,9 +15,11 @@ from conftest import PROJECT, VOCAB_SIZE, results_of, tiny_settings
 import data_utils
 import train
 from layers import KINDS
+from support import cli
+from support.cli import InputError
 from training import scoring
 from training.trained_run import TrainedRun, take_weights
-from training.trainer import build_network
+from training.trainer import Trainer, build_network
 
 
 def losses_of(folder):
@@ -163,6 +165,27 @@ def test_fine_tuning_starts_from_the_weights_of_the_chosen_branches(run_train, s
     assert losses_of(tuned)[7] < losses_of(scratch)[7] - 0.3
     again = run_train(model_name="tuned", init_from=str(search_run), max_steps=9)  # resumes
     assert np.frombuffer(state_of(again)["step"], np.int64) == 9
+
+
+def test_an_epoch_is_kept_though_no_text_can_be_written(run_train, tmp_path, monkeypatch):
+    def fail(trainer):
+        raise InputError("no text")
+
+    monkeypatch.setattr(Trainer, "write_text", fail)
+    with pytest.raises(InputError, match="no text"):
+        run_train(max_steps=6)
+    assert state_of(tmp_path / "logs" / "supernet")["step"] == np.int64(6).tobytes()
+
+
+def test_a_tokenizer_that_does_not_load_is_noticed_before_the_training(
+        run_train, tmp_path, monkeypatch):
+    def fail():
+        raise InputError("tensorflow-text does not load")
+
+    monkeypatch.setattr(cli, "tensorflow_text", fail)
+    with pytest.raises(InputError, match="tensorflow-text does not load"):
+        run_train(max_steps=6, fresh=True)
+    assert not (tmp_path / "logs").exists()
 
 
 def test_an_infinite_metric_is_null_in_json(run_train, monkeypatch):

@@ -1,7 +1,10 @@
 """The trainer: what a step does, and to which parameters."""
 
+import concurrent.futures
 import itertools
 import math
+import shutil
+import signal
 import time
 
 import numpy as np
@@ -14,6 +17,7 @@ import data_utils
 from layers.draws import Draws
 from layers.kind import Sizes
 from support import timing
+from support.cli import InputError
 from support.tokenization import PAD
 from training import scoring
 from training import trainer as trainer_module
@@ -120,6 +124,19 @@ def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
     assert "milliseconds per window: attention 5.00, dense 1.00, identity 2.00" in log
 
 
+def test_the_price_of_time_is_the_same_in_one_part_and_in_several(trainer_of):
+    theta = []
+    for parts in (1, 2, 4):
+        trainer = trainer_of(
+            fresh=True, latency_weight=0.5, accumulate=parts, dropout_rate=0.0, opt_name="sgd",
+            max_lr=0.1, warmup_steps=0)
+        trainer.state.latency.assign([5.0, 1.0, 2.0])
+        trainer.train(3)
+        theta.append(trainer.model.theta.numpy())
+    assert np.abs(theta[0]).max() > 0.01
+    assert np.allclose(theta[1:], theta[0], atol=1e-5)
+
+
 def test_expected_latency_is_the_sampled_mixture_of_the_table(trainer_of):
     trainer = trainer_of()
     trainer.state.latency.assign([5.0, 1.0, 2.0])
@@ -186,6 +203,85 @@ def test_totals_are_of_what_was_trained(trainer_of):
     assert float(trainer.state.epoch.targets) == sum(targets)
     whole = trainer.metadata["splits"]["train"]["tokens"] - BATCH_SIZE
     assert float(trainer.state.run.targets) == whole + sum(targets)
+
+
+def test_a_step_samples_at_the_temperature_of_its_own_step(trainer_of, data_dir):
+    """The loss of each step, with everything about it computed anew by the equations."""
+    trainer = trainer_of(
+        fresh=True, dropout_rate=0.0, mem_len=0, opt_name="sgd", max_lr=0.0, epochs=1,
+        tau_start=8.0, tau_end=1e-3)
+    model, rng = trainer.model, np.random.default_rng(0)
+    model.softmax.head.assign(rng.normal(size=model.softmax.head.shape))
+    for block in model.blocks:
+        block.norms["dense"].scale.assign(rng.normal(size=model.sizes.d_model))
+    for step, window in enumerate(data_utils.load_windows(
+            data_dir, "train", trainer.metadata).take(4)):
+        tau = 8.0 * (1e-3 / 8.0) ** (step / trainer.total_steps)
+        nll, _ = scoring.window_nll(
+            model, window, model.empty_memory(BATCH_SIZE), 0, tau, Draws(0, step))
+        plain = np.sum(nll) / np.sum(scoring.real_targets(window))
+        assert loss_of(trainer, 1) == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_training_that_was_interrupted_continues_as_if_it_was_not(when, trainer_of, monkeypatch):
+    straight = trainer_of(fresh=True)
+    straight.train(9)
+    trainer = trainer_of(fresh=True)
+    trainer.train(2)
+    original = trainer._train_steps
+
+    def interrupted(*arguments):
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        memory = original(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return memory
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "_train_steps", interrupted)
+        trainer.train(3)
+    assert trainer.step == 5
+    trainer.train(4)
+    for mine, other in zip(trainer.model.weights, straight.model.weights):
+        assert np.array_equal(mine, other), mine.path
+
+
+def test_trainers_that_are_made_in_threads_start_as_those_made_one_by_one(trainer_of):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(trainer_of, fresh=True, seed=seed) for seed in (1, 2)]
+    for seed, future in zip((1, 2), made):
+        alone = trainer_of(fresh=True, seed=seed)
+        for mine, other in zip(future.result().model.weights, alone.model.weights):
+            assert np.array_equal(mine, other), mine.path
+
+
+@pytest.mark.parametrize("call, name", [
+    (lambda trainer: trainer.train(-1), "num_steps"),
+    (lambda trainer: trainer.evaluate("nope"), "split"),
+    (lambda trainer: tiny_settings(opt_name="x"), "opt_name"),
+    (lambda trainer: tiny_settings(seed=1.5), "seed"),
+    (lambda trainer: tiny_settings(seed=True), "seed"),
+    (lambda trainer: tiny_settings(accumulate=0), "accumulate"),
+    (lambda trainer: tiny_settings(dropout_rate=1.0), "dropout_rate"),
+    (lambda trainer: tiny_settings(max_lr=math.nan), "max_lr"),
+    (lambda trainer: tiny_settings(cutoffs=(0.5,)), "cutoffs"),
+    (lambda trainer: tiny_settings(architecture=[]), "architecture")])
+def test_an_argument_out_of_range_is_named(call, name, trainer_of):
+    with pytest.raises(ValueError, match=rf"^(--)?{name} must "):
+        call(trainer_of())
+
+
+def test_the_data_are_blamed_by_name_for_damage_seen_in_training(trainer_of, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    path = sorted((tmp_path / "data" / "train").iterdir())[0]
+    trainer = trainer_of(fresh=True)
+    trainer._data_dir = tmp_path / "data"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path} is missing or damaged"):
+        trainer.train(trainer.steps_per_epoch)
 
 
 def test_two_trainers_with_one_seed_start_alike_and_with_another_do_not(trainer_of):

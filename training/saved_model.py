@@ -71,13 +71,17 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
         tf.TensorSpec([None], tf.int32, "filled")])
     def next_token(token, memory, filled):
         """Log-probabilities [B, V] of what follows tokens [B], and the memory [B, A, M, D]."""
+        vocab_size, mem_len = language_model.tokenizer.vocab_size, writer.mem_len
+        token = in_range("token", token, vocab_size - 1)
+        filled = in_range("filled", filled, mem_len)
+
         def one(inputs):
             token, memory, filled = inputs
             memory = tf.cast(memory[:, None], model.compute_dtype)  # [A, 1, M, D]
             log_prob, memory = writer.log_prob(token, memory, filled)
             return log_prob, tf.cast(memory[:, 0], tf.float32)
 
-        log_prob = tf.TensorSpec([language_model.tokenizer.vocab_size], tf.float32)
+        log_prob = tf.TensorSpec([vocab_size], tf.float32)
         with stored_weights():
             log_prob, memory = tf.map_fn(
                 one, (token, memory, filled),
@@ -94,6 +98,7 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, "token")])
     def detokenize(token):
         """The texts [B] of ids [B, N]; 0 has none."""
+        token = in_range("token", token, language_model.tokenizer.vocab_size - 1)
         text = tf.map_fn(
             lambda ids: language_model.tokenizer.detokenize(ids, within_line=tf.constant(False)),
             token, fn_output_signature=tf.string)
@@ -109,3 +114,11 @@ def checked_utf8(text):
     check = tf.debugging.Assert(tf.reduce_all(as_read == text), ["the text is not UTF-8"])
     with tf.control_dependencies([check]):
         return tf.identity(text)
+
+
+def in_range(name: str, values, most: int):
+    """Integers from 0 to `most`, or an error that names the argument."""
+    is_met = tf.reduce_all((values >= 0) & (values <= most))
+    check = tf.debugging.Assert(is_met, [f"{name} must be from 0 to {most}"])
+    with tf.control_dependencies([check]):
+        return tf.identity(values)

@@ -1,6 +1,8 @@
 """The settings of a training: what is trained, and how."""
 
 import dataclasses
+import math
+import numbers
 from typing import Any, Sequence
 
 from absl import flags
@@ -25,7 +27,7 @@ class Settings:
     """The default experiment, where nothing else is said. A field is a flag of the same name.
 
     Raises:
-      InputError: settings that do not suit each other.
+      InputError: a setting is out of its range, or settings do not suit each other.
     """
 
     architecture: Sequence[str] = (SEARCH,) * 6  # the kind of each block
@@ -93,6 +95,11 @@ class Settings:
         lower_bound=1)
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.metadata and (needed := _unmet(field, getattr(self, field.name))):
+                raise InputError(f"--{field.name} must be {needed}")
+        if not self.architecture:
+            raise InputError("architecture must name a layer type for each block")
         default, searches = Settings, SEARCH in self.architecture
         if not 0 < self.arch_share < 1:
             raise InputError("--arch_share must lie between 0 and 1")
@@ -121,6 +128,30 @@ class Settings:
             "gumbel_per_row": self.gumbel_per_row,
             "trainable_tau": self.tau_start if self.tau_is_trainable else None,
             "name": "par_transformer_xl"}
+
+
+def _unmet(field: dataclasses.Field, value: Any) -> str | None:
+    """What a setting must be, in a few words, if this value is not that."""
+    kind, bounds = field.type, field.metadata["bounds"]
+    if value is None and kind in (int | None, float | None):
+        return None
+    if kind == Sequence[int]:
+        return None if all(map(_is_integer, value)) else "integers"
+    if kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if kind is str:
+        names = bounds["enum_values"]
+        return None if value in names else f"one of {', '.join(names)}"
+    is_number = _is_integer(value) if kind in (int, int | None) else isinstance(value, numbers.Real)
+    least, most = bounds.get("lower_bound", -math.inf), bounds.get("upper_bound", math.inf)
+    if is_number and math.isfinite(value) and least <= value <= most:
+        return None
+    noun = "an integer" if kind in (int, int | None) else "a number"
+    return f"{noun} from {least} to {most}" if most < math.inf else f"{noun}, at least {least}"
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def define_settings(first: str, last: str | None = None):

@@ -4,12 +4,14 @@ B batch, T sequence length, M memory length, A blocks that need memory, D model 
 layer, R replicas, P shares of a batch, S blocks that are searched.
 """
 
+import contextlib
 import math
+import random
+import threading
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -17,9 +19,10 @@ import data_utils
 from layers import KINDS
 from layers.draws import Draws
 from model import PARTransformerXL
-from support import devices
+from support import cli, devices
 from support.checkpoints import by_path
 from support.cli import InputError
+from support.corpora import SPLITS
 from support.tokenization import Tokenizer
 from training.latency import layer_latency
 from training.optimizers import (
@@ -33,6 +36,7 @@ from training.settings import Settings
 from training.writer import Writer, memory_length
 
 PREFETCHED = 8  # windows that are read while a step is computed
+SEEDED = threading.Lock()  # held while initial weights come from Python's one random generator
 PROMPT, WRITTEN = 8, 48  # tokens that a text begins with, and that the network writes
 
 
@@ -113,18 +117,21 @@ class Trainer:
         self._learning_rate_at = learning_rate_schedule(
             settings.max_lr, settings.warmup_steps, self.total_steps)
         self._tau_at = tau_schedule(settings.tau_start, settings.tau_end, self.total_steps)
-        keras.utils.set_random_seed(settings.seed)
         with self._strategy.scope():
-            self.model = build_network(settings, metadata["vocab_size"], static_shapes=jit_compile)
+            with SEEDED:  # not keras.utils.set_random_seed, which frees resources of TensorFlow
+                random.seed(settings.seed)
+                self.model = build_network(
+                    settings, metadata["vocab_size"], static_shapes=jit_compile)
             self.model.softmax.start_from(data_utils.read_counts(data_dir / "unigram_counts.txt"))
             step, latency = tf.Variable(0, dtype=tf.int64), tf.Variable(tf.zeros(len(KINDS)))
             self._groups = self._parameter_groups(step)
+        empty_memory = self.model.empty_memory(metadata["batch_size"])  # [A, B, M, D]
         with tf.device("CPU:0"):  # not on the replicas, which have memory for their own rows alone
             optimizers = {name: by_path(optimizer.variables)
                           for name, (optimizer, _) in self._groups.items()}
             self.state = tf.train.Checkpoint(
                 step=step, weights=by_path(self.model.weights), optimizers=optimizers,
-                memory=tf.Variable(self.model.empty_memory(metadata["batch_size"])),  # [A, B, M, D]
+                memory=tf.Variable(tf.cast(empty_memory, tf.float32)),  # whatever the precision
                 tau=tf.Variable(settings.tau_start), latency=latency,
                 best_loss=tf.Variable(math.inf, dtype=tf.float64),
                 wall_seconds=tf.Variable(0.0, dtype=tf.float64),  # of all sittings
@@ -182,22 +189,24 @@ class Trainer:
         Raises:
           FloatingPointError: the loss of a step is not finite.
           InputError: the data have been replaced.
+          ValueError: `num_steps` is negative.
         """
+        if num_steps < 0:
+            raise ValueError(f"num_steps must be 0 or more, not {num_steps}")
         if self._iterator is None:
+            memory = tf.cast(self.state.memory, self.model.compute_dtype)  # [A, B, M, D]
+            self._memory = devices.split_rows(self._strategy, memory, axis=1)
             self._iterator = iter(self._windows(first=self.step % self.steps_per_epoch))
-            self._memory = devices.split_rows(self._strategy, self.state.memory, axis=1)
         self.latency()
         start, end = time.perf_counter(), self.step + num_steps
         while self.step < end:
             if self.step % self.steps_per_epoch == 0:
                 self.state.epoch.reset()
             groups, count = self._trained_at(self.step), self._steps_alike(end)
-            try:
+            # Step, weights and memory advance together.
+            with self._blaming_data(), cli.uninterrupted():
                 self._memory = self._train_steps(
                     self._iterator, self._memory, tf.constant(count), groups)
-            except tf.errors.InvalidArgumentError:  # another size of windows, another vocabulary
-                data_utils.check_unchanged(self._data_dir, self.metadata)
-                raise
             if not math.isfinite(self.state.line.nll):
                 sizes = dict(zip(self.state.weights, self._magnitudes.numpy()))
                 raise _not_finite(f"the loss of step {self.step:,}", sizes)
@@ -206,6 +215,19 @@ class Trainer:
         for totals in self._totals:
             totals.seconds.assign_add(np.float64(seconds))  # TensorFlow caches every Python float
         return seconds
+
+    @contextlib.contextmanager
+    def _blaming_data(self) -> Iterator[None]:
+        """Raises InputError if the data were the reason of a failure: it names what became of them.
+
+        Windows of another size or vocabulary fail too.
+        """
+        try:
+            yield
+        except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError):
+            data_utils.check_unchanged(self._data_dir, self.metadata)
+            data_utils.read_metadata(self._data_dir)
+            raise
 
     def latency(self) -> np.ndarray:
         """Milliseconds that each kind of layer takes here, [K]: measured once for a run.
@@ -387,8 +409,17 @@ class Trainer:
         return metrics(self.state.epoch.loss, self.metadata["splits"]["train"])
 
     def evaluate(self, split: str, between: Callable[[], None] = lambda: None) -> dict:
-        """The metrics of a split, without noise; calls `between` after each window."""
-        stream = data_utils.load_stream(self._data_dir, split, self.metadata)
+        """The metrics of a split, without noise; calls `between` after each window.
+
+        Raises:
+          ValueError: there is no such split.
+          FloatingPointError: the loss is not finite.
+          InputError: the data have been replaced.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        with self._blaming_data():
+            stream = data_utils.load_stream(self._data_dir, split, self.metadata)
         data_utils.check_unchanged(self._data_dir, self.metadata)
         batch_size, seq_len = self.metadata["batch_size"], self.metadata["seq_len"]
         score = self._evaluator(stream, batch_size, seq_len, self.tau, between)
@@ -399,11 +430,12 @@ class Trainer:
 
     def write_text(self) -> tuple[str, str]:
         """The first words of the validation split, and how the network goes on: a draw."""
-        tokenizer = Tokenizer(self._data_dir / "tokenizer.model")
+        decode = Tokenizer(self._data_dir / "tokenizer.model").decode
         windows = data_utils.load_windows(self._data_dir, "valid", self.metadata)
-        prompt = next(windows.as_numpy_iterator())[0, :PROMPT]  # [PROMPT]
+        with self._blaming_data():
+            prompt = next(windows.as_numpy_iterator())[0, :PROMPT]  # [PROMPT]
         written = self._writer.write(prompt, WRITTEN, seed=self.step, tau=self.tau)
-        return "".join(tokenizer.decode(prompt)), "".join(tokenizer.decode(written, True))
+        return "".join(decode(prompt)), "".join(decode(written, within_line=True))
 
     def complete_state(self):
         """Brings the memory of all replicas into the state, and looks at every number of it.
@@ -415,7 +447,8 @@ class Trainer:
         data_utils.check_unchanged(self._data_dir, self.metadata)
         self.wall_seconds()
         if self._memory is not None:
-            self.state.memory.assign(devices.gather_rows(self._strategy, self._memory, axis=1))
+            memory = devices.gather_rows(self._strategy, self._memory, axis=1)  # [A, B, M, D]
+            self.state.memory.assign(tf.cast(memory, tf.float32))
         memory = {"memory": self.state.memory}
         for variables in (self.state.weights, *self.state.optimizers.values(), memory):
             sizes = _magnitudes(variables)

@@ -37,14 +37,18 @@ class Writer:
           tau: the temperature of the network; None for its own.
 
         Raises:
-          ValueError: one of them is out of its range.
+          ValueError: one of them is out of its range; it is named.
         """
-        in_range = (
-            num_tokens >= 1 and 0 <= seed < 2**31 and 0 <= top_k < 2**31 and 0 < top_p <= 1
-            and (temperature == 0 or 0.001 <= temperature <= 1000))
-        if not in_range:
-            raise ValueError("num_tokens must be 1 or more; seed and top_k 0 or more; top_p above "
-                             "0, and 1 at most; temperature 0, or between 0.001 and 1000")
+        ranges = {
+            "num_tokens must be 1 or more": num_tokens >= 1,
+            "seed must be 0 or more, and below 2^31": 0 <= seed < 2**31,
+            "top_k must be 0, for all ids, or more": 0 <= top_k < 2**31,
+            "top_p must be above 0, and at most 1": 0 < top_p <= 1,
+            "temperature must be 0, or from 0.001 to 1000":
+                temperature == 0 or 0.001 <= temperature <= 1000}
+        for needed, is_met in ranges.items():
+            if not is_met:
+                raise ValueError(needed)
         memory, drawn = self.model.empty_memory(1, self.mem_len), None
         settings = [int(seed), float(temperature), int(top_k), float(top_p),
                     self.model.tau if tau is None else tau]
@@ -115,7 +119,8 @@ def keep_top_p(scores, p):
     """
     descending = tf.sort(tf.nn.softmax(scores), direction="DESCENDING")  # [V]
     before = tf.cumsum(descending, exclusive=True)  # [V], the probability of the likelier ids
-    least = tf.reduce_min(tf.where(before < p, descending, 1.0))
+    least = tf.reduce_min(tf.where(before < p, descending, 1.0))  # []
+    least = tf.minimum(least, descending[0])  # float32 may take a tiny p for 0
     return tf.where(tf.nn.softmax(scores) >= least, scores, -float("inf"))
 
 
