@@ -17,6 +17,7 @@ backward for each.
 
 import dataclasses
 import json
+import os
 import resource
 import tempfile
 from pathlib import Path
@@ -259,8 +260,8 @@ def spread(times: list[float]) -> dict:
 
 
 def main(_):
-    if JSON.value:
-        path = Path(JSON.value)
+    path = None if JSON.value in (None, os.devnull) else Path(JSON.value)
+    if path:
         files.check_own(path)
         with files.named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,7 +280,7 @@ def main(_):
     for name, value in results.items():
         if name.startswith("peak"):
             print(f"{name} {value:,.0f}")
-    if JSON.value:
+    if path:
         files.write_json(path, results)
 
 

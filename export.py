@@ -50,8 +50,12 @@ def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir:
       A letter for each block of the network.
 
     Raises:
-      InputError: `output_dir` holds what was not made here; or a weight is too large for `dtype`.
+      InputError: `output_dir` holds what was not made here, or a link in the folder of the run
+        could lead out of it; or a weight is too large for `dtype`.
     """
+    files.check_no_pattern(output_dir)
+    if run.folder in output_dir.parents:
+        files.refuse_links(run.folder)
     output_folder.check_replaceable(output_dir, RECORD)
     devices.prepare(run.flags["mixed_precision"])
     model, step = run.network(architecture)

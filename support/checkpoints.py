@@ -8,6 +8,7 @@ in a checkpoint is ever executed.
 
 import contextlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Callable, Sequence
@@ -19,7 +20,9 @@ from support import files
 from support.cli import InputError
 
 HASHES = "sha256.json"
+FILE_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)  # as TensorFlow names the files of a checkpoint
 REPLACED = ".replaced"
+STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def by_path(variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
@@ -35,11 +38,16 @@ class Checkpoints:
 
     Args:
       folder: where they are, or will be.
+      run_id: of the run that they belong to; None if that is unknown.
       keep: how many of them.
+
+    Raises:
+      InputError: TensorFlow would read the path of the folder as a pattern.
     """
 
-    def __init__(self, folder: Path, keep: int = 1):
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path, run_id: str | None = None, keep: int = 1):
+        files.check_no_pattern(folder)
+        self._folder, self._run_id, self._keep = folder, run_id, keep
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, rising.
@@ -53,7 +61,7 @@ class Checkpoints:
             return []
         except OSError as error:
             raise InputError(f"{self._folder} cannot be read: {error.strerror}") from None
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(int(name) for name in names if STEP.fullmatch(name))
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the checkpoint of a step: the file and why.
@@ -62,14 +70,19 @@ class Checkpoints:
         """
         folder = self._folder / str(step)
         try:
-            hashes = files.read_json(folder / HASHES, ["checkpoint"])["checkpoint"]
-            if not isinstance(hashes, dict) or any(map(os.path.dirname, hashes)):
-                return f"{folder / HASHES} does not tell of the files beside it"
+            record = files.read_json(folder / HASHES, ["checkpoint"])
+            hashes = record["checkpoint"]
+            if not isinstance(hashes, dict) or not all(map(FILE_NAME.fullmatch, hashes)):
+                return f"{folder / HASHES} does not list the files beside it"
+            if record.get("step", step) != step:
+                return f"{folder} was renamed: it is the checkpoint of another step"
+            if self._run_id and record.get("run_id", self._run_id) != self._run_id:
+                return f"{folder} belongs to another run"
             for name, sha256 in hashes.items():
                 if files.sha256(folder / name) != sha256:
                     return f"{folder / name} is damaged"
             if more := set(os.listdir(folder)) - {HASHES, *hashes}:
-                return f"{folder / HASHES} does not tell of {min(more)}"
+                return f"{folder / HASHES} does not list {min(more)!a}"
         except InputError as error:
             return str(error)
         except OSError as error:
@@ -96,7 +109,8 @@ class Checkpoints:
                 for path in paths:
                     files.sync(path)
                 hashes = {path.name: files.sha256(path) for path in paths}
-                files.write_json(partial / HASHES, {"checkpoint": hashes})
+                files.write_json(partial / HASHES, {
+                    "checkpoint": hashes, "step": step, "run_id": self._run_id})
                 if folder.exists():
                     folder.rename(folder.with_suffix(REPLACED))
                 partial.rename(folder)

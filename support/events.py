@@ -95,10 +95,12 @@ def read_events(path: Path) -> tuple[list, str | None]:
       `tf.compat.v1.Event`s, up to the first damage; what that is, or None.
     """
     events = []
+    if not path.is_file():
+        return events, f"{path} is not a regular file"
     try:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             events.append(tf.compat.v1.Event.FromString(record))
-    except (tf.errors.DataLossError, DecodeError):
+    except (tf.errors.OpError, DecodeError):
         return events, f"{path} is damaged after its first {len(events):,} events"
     return events, None
 

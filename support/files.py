@@ -40,7 +40,7 @@ def sha256(path: Path) -> str:
     Raises:
       InputError: it is no file, but a device or a pipe.
     """
-    _check_regular(path)
+    check_regular(path)
     return digest(blocks(path))
 
 
@@ -50,13 +50,14 @@ def read_bytes(path: Path, most: int) -> bytes:
     Raises:
       InputError: it is no file, but a device or a pipe, or has more than `most` bytes.
     """
-    _check_regular(path)
+    check_regular(path)
     if path.stat().st_size > most:
         raise InputError(f"{path} is larger than {most:,} bytes")
     return path.read_bytes()
 
 
-def _check_regular(path: Path):
+def check_regular(path: Path):
+    """Raises InputError if a path is a device, a pipe or a folder, which may block who opens it."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path} is not a regular file")
 
@@ -113,13 +114,35 @@ def _checksum(content: dict) -> str:
 
 
 def check_own(path: Path):
-    """Raises InputError where `write_json` would replace what it has not written."""
-    if path.is_symlink() or path.exists():
+    """Raises InputError where `write_json` would replace what it has not written.
+
+    An empty file, as mktemp makes it, is nobody's loss.
+    """
+    if path.is_symlink() or path.exists() and not _is_empty_file(path):
         try:
             read_json(path)
         except (OSError, InputError):
             raise InputError(f"{path} is there, and was not made by this program: "
                              "choose another file") from None
+
+
+def refuse_links(folder: Path):
+    """Raises InputError if a link in a folder would lead what is written there out of it."""
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            if os.path.islink(path := os.path.join(parent, name)):
+                raise InputError(f"{path} is a link: {folder} must hold files of its own alone")
+
+
+def check_no_pattern(path: Path):
+    """Raises InputError if TensorFlow would read a path as a pattern of names."""
+    if found := set(str(path)) & set("*?[]\\"):
+        raise InputError(f"{path} cannot be used: TensorFlow reads {min(found)} as part of a "
+                         "pattern; rename the folder")
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def sync(path: Path):

@@ -12,6 +12,7 @@ from typing import Iterator
 from support import files
 from support.cli import InputError
 
+MARK = "workspace"  # the name of a file that says that `replaced` made the folder
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file in a folder, by its path there."""
@@ -26,20 +27,26 @@ def replaced(output_dir: Path) -> Iterator[Path]:
     There is a folder `new` in it, which takes the place of `output_dir` at the end of the block.
     What a build that was killed has left is removed; where it had moved the old data aside already,
     they come back.
+
+    Raises:
+      InputError: another process makes `output_dir`, or the folder to work in is somebody else's.
     """
     output_dir = Path(os.path.realpath(output_dir))
     workspace = output_dir.with_name(f".{output_dir.name}.partial")
     new, old = workspace / "new", workspace / "old"
     with files.named(workspace):
+        if workspace.is_symlink() or workspace.exists() and not _is_workspace(workspace):
+            raise InputError(f"{workspace} is there, and was not made by this program: "
+                             "rename it, or choose another --output_dir")
         workspace.mkdir(parents=True, exist_ok=True)
+        (workspace / MARK).touch()
     descriptor = os.open(workspace, os.O_RDONLY)
     if not files.lock(descriptor):
         raise InputError(f"{output_dir} is being made by another process")
     try:
         if old.exists() and not output_dir.exists():
             old.rename(output_dir)
-        for rest in workspace.iterdir():
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+        _empty(workspace)
         new.mkdir()
         yield workspace
         if output_dir.exists():
@@ -48,8 +55,24 @@ def replaced(output_dir: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not output_dir.exists():
             old.rename(output_dir)
+        with contextlib.suppress(OSError):
+            _empty(workspace)
         shutil.rmtree(workspace, ignore_errors=True)
         os.close(descriptor)
+
+
+def _empty(workspace: Path):
+    """Removes all but the mark, which goes last: a process may be killed at any moment."""
+    for rest in set(workspace.iterdir()) - {workspace / MARK}:
+        if rest.is_dir() and not rest.is_symlink():
+            shutil.rmtree(rest)
+        else:
+            rest.unlink()
+
+
+def _is_workspace(folder: Path) -> bool:
+    """Whether a folder was made by `replaced`, or has nothing in it that could be lost."""
+    return (folder / MARK).is_file() or folder.is_dir() and not any(folder.iterdir())
 
 
 def check_replaceable(output_dir: Path, record: str):

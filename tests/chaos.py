@@ -126,7 +126,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
     found += [
         f"results: {name}"
         for name in results[0]
-        if name not in ("wall_seconds", "train_seconds", "tokens_per_second", "checksum")
+        if name not in ("wall_seconds", "train_seconds", "tokens_per_second", "checksum", "run_id")
         and results[0][name] != results[1][name]
     ]
     for split in ("train", "valid"):

@@ -218,10 +218,26 @@ def test_a_failing_rename_leaves_the_old_data(corpus_dir, data_dir, tmp_path, mo
         path.removeprefix("data/"): content for path, content in before.items()
     }
     (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / output_folder.MARK).touch()
     # As after a kill between the two renames.
     (tmp_path / "data").rename(tmp_path / ".data.partial" / "old")
     with pytest.raises(InputError):
         make_data(corpus_dir, tmp_path / "data", Settings(vocab_size=100_000))
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("as_link", [False, True])
+def test_a_folder_of_the_user_in_the_place_of_the_workspace_is_left(
+    as_link, corpus_dir, data_dir, tmp_path
+):
+    mine = tmp_path / ("mine" if as_link else ".data.partial")
+    (mine / "new").mkdir(parents=True)
+    (mine / "new" / "notes.txt").write_text("mine")
+    if as_link:
+        (tmp_path / ".data.partial").symlink_to(mine)
+    before = files_of(tmp_path)
+    with pytest.raises(InputError, match=".data.partial is there, and was not made by this"):
+        make_data(corpus_dir, tmp_path / "data", data_dir / "tokenizer.model")
     assert files_of(tmp_path) == before
 
 

@@ -106,7 +106,8 @@ def test_every_flag_that_changes_what_is_learned_is_refused_when_a_run_goes_on(
                 recording._check_same(folder, config)
                 continue
             message = (f"another configuration .{name}: another before, .* now.: choose another"
-                       f"|damaged: \\w+.{name} cannot be 'another'")
+                       f"|damaged: \\w+.{name} cannot be 'another'"
+                       f"|damaged: flags.{name} and model.{name} differ")
             with pytest.raises(InputError, match=message):
                 recording._check_same(folder, config)
     assert {"seed", "max_lr", "epochs", "warmup_steps"} <= config["flags"].keys()

@@ -8,15 +8,19 @@ import shutil
 import time
 from pathlib import Path
 
+import keras
 import pytest
+import tensorflow as tf
 from commands import one_line, run_command
-from conftest import results_of
+from conftest import VOCAB_SIZE, make_data, results_of, train_in
 
 import evaluate
+import export
 import generate
 import plot_search
-from support import files
+from support import files, tokenization
 from support.checkpoints import HASHES
+from support.events import EventLog, summary_values
 from training import schema
 from training.trained_run import TrainedRun
 
@@ -72,14 +76,28 @@ def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp
     assert number > 200 and refused > number * 0.9 and longest < 10 and grown < 500
 
 
+def test_a_network_that_is_refused_leaves_nothing_to_initialize(begun):
+    config = files.read_json(begun / "config.json")
+    config["model"]["d_ffn"] = 10**8  # gigabytes
+    files.write_json(begun / "config.json", config)
+    with pytest.raises(files.InputError, match="is of another network"):
+        TrainedRun(begun).network()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with keras.StatelessScope():
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
 def test_windows_as_long_as_those_of_the_papers_are_believed(search_run):
     """Transformer-XL's largest, on enwik8: 64 rows, 768 tokens, as many of memory."""
     config = files.read_json(search_run / "config.json")
     config["data"] |= {"batch_size": 64, "seq_len": 768}
     config["flags"]["mem_len"] = config["model"]["mem_len"] = 768
     assert schema.fault(config) is None
-    config["data"]["batch_size"] = 128
-    assert schema.fault(config) == "its batch, window and memory are too large together"
+    config["model"]["num_heads"] = 8
+    assert schema.fault(config) is None
+    config["model"]["num_heads"] = 16
+    assert schema.fault(config) == "its batch, window, memory and heads are too large together"
 
 
 def test_a_run_from_before_a_setting_was_there_can_be_read(begun):
@@ -141,11 +159,137 @@ def test_what_a_run_is_written_with_does_not_leave_its_folder(begun, run_train, 
         moved = (begun / name).rename(tmp_path / name)
         os.symlink(moved, begun / name)
         before = tree(tmp_path)
-        with pytest.raises(files.InputError, match=f"{name} is a link: a run is written into"):
+        with pytest.raises(files.InputError, match=f"{name} is a link: .* of its own alone"):
             run_train()
         assert tree(tmp_path) == before
         (begun / name).unlink()
         moved.rename(begun / name)
+
+
+@pytest.mark.parametrize("name", ["saved_model", ".saved_model.partial"])
+def test_an_export_does_not_leave_the_folder_of_the_run(name, begun, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    os.symlink("../../mine", begun / name)
+    before = tree(tmp_path)
+    done = run_command(export, f"--run={begun}")
+    assert f"{name} is a link" in one_line(done) and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["train/events.out.tfevents.9999999999", "training_log.log"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_should_be_a_file_and_is_none_blocks_nobody(
+        name, make, begun, run_train, monkeypatch):
+    (begun / name).unlink(missing_ok=True)
+    make(begun / name)
+    assert run_command(plot_search, f"--run={begun}").returncode == 0
+    if name.endswith(".log"):
+        with pytest.raises(files.InputError, match="training_log.log is not a regular file"):
+            run_train()
+    else:
+        run_train()
+        assert (begun / "train" / f"set-aside-{Path(name).name}").exists()
+
+
+@pytest.mark.parametrize("step, value", [
+    ("scalars", tf.constant([1.0, 2.0])), ("scalars", tf.constant("one")),
+    ("pi", tf.zeros([5, 3])), ("pi", tf.constant(1.0))])
+def test_curves_of_a_stranger_are_refused_in_one_line(step, value, begun):
+    log = EventLog(begun / "train", after=10**9, tell=print)
+    tag = "loss" if step == "scalars" else "pi/all"
+    log.record(1, summary_values(step, {tag: value}))
+    log.close()
+    assert "was not written by this program" in one_line(
+        run_command(plot_search, f"--run={begun}"))
+
+
+@pytest.fixture
+def other_run(data_dir, tmp_path):
+    """The folder of a run of a fixed network, of the sizes and letters of the search."""
+    (tmp_path / "other").mkdir()
+    return train_in(tmp_path / "other", data_dir=str(data_dir), architecture="ad", max_steps=8)
+
+
+def copied(source: Path, target: Path):
+    shutil.rmtree(target, ignore_errors=True)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+
+
+@pytest.mark.parametrize("part", ["best", "checkpoints", "config.json", "results.json"])
+@pytest.mark.parametrize("to_search", [False, True])
+def test_a_part_of_another_run_is_refused(part, to_search, begun, other_run):
+    source, target = (other_run, begun) if to_search else (begun, other_run)
+    copied(source / part, target / part)
+    with pytest.raises(files.InputError, match="belongs to another run"):
+        run = TrainedRun(target, "latest" if part == "checkpoints" else "best")
+        run.architecture, run.network()
+
+
+@pytest.mark.parametrize("to_search", [False, True])
+def test_a_part_of_another_network_is_refused_though_no_run_has_an_id(
+        to_search, begun, other_run):
+    """As runs of earlier versions."""
+    source, target = (other_run, begun) if to_search else (begun, other_run)
+    for folder in (begun, other_run):
+        for path in (folder / "config.json", *folder.glob(f"*/*/{HASHES}")):
+            record = files.read_json(path)
+            del record["run_id"]
+            files.write_json(path, record)
+        TrainedRun(folder).network()
+    copied(source / "best", target / "best")
+    with pytest.raises(files.InputError, match="config.json is of another network"):
+        TrainedRun(target).network()
+
+
+def test_an_architecture_of_another_length_or_of_no_layers_is_no_result(begun):
+    results = files.read_json(begun / "results.json")
+    for found in ("a", "aaa", "ss"):
+        files.write_json(begun / "results.json", results | {"architecture": found})
+        with pytest.raises(files.InputError, match="results.json is no result"):
+            TrainedRun(begun).architecture
+
+
+def test_letters_and_kinds_of_a_configuration_must_agree(begun):
+    config = files.read_json(begun / "config.json")
+    config["flags"]["architecture"] = "ad"
+    config["model"]["architecture"] = ["dense", "attention"]
+    files.write_json(begun / "config.json", config)
+    with pytest.raises(files.InputError, match="flags.architecture and model.architecture differ"):
+        TrainedRun(begun)
+
+
+def test_a_tokenizer_of_another_size_is_refused(begun, corpus_dir, tmp_path):
+    make_data(corpus_dir, tmp_path / "data", tokenization.Settings(vocab_size=VOCAB_SIZE - 10))
+    shutil.copy(tmp_path / "data" / "tokenizer.model", begun)
+    config = files.read_json(begun / "config.json")
+    config["data"]["tokenizer_sha256"] = files.sha256(begun / "tokenizer.model")
+    files.write_json(begun / "config.json", config)
+    run = TrainedRun(begun)
+    for use in (lambda: run.log_prob("a word"), lambda: run.generate("a word")):
+        with pytest.raises(files.InputError, match=f"pieces, and the network {VOCAB_SIZE} ids"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["99999", "7"])
+def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(name, begun, run_train):
+    last = max(os.listdir(begun / "checkpoints"), key=int)
+    (begun / "checkpoints" / last).rename(begun / "checkpoints" / name)
+    with pytest.raises(files.InputError, match=f"{name} was renamed"):
+        TrainedRun(begun, name).network()
+    if name == "99999" and len(os.listdir(begun / "checkpoints")) == 1:
+        with pytest.raises(files.InputError, match="no checkpoint .* can be restored"):
+            run_train()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "two\nlines", "x" * 9000])
+def test_names_of_files_that_are_none_are_refused_in_one_line(name, begun):
+    step = os.listdir(begun / "best")[0]
+    path = begun / "best" / step / HASHES
+    record = files.read_json(path)
+    record["checkpoint"][name] = "0" * 64
+    files.write_json(path, record)
+    done = run_command(evaluate, f"--run={begun}")
+    assert HASHES in one_line(done) and len(done.stderr) < 400
 
 
 def test_the_folder_of_runs_may_be_a_link(run_train, tmp_path):

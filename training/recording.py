@@ -9,6 +9,7 @@ import html
 import json
 import logging
 import os
+import uuid
 import zlib
 from pathlib import Path
 
@@ -56,13 +57,14 @@ class Run:
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         self.folder, self._corpus, self._state = folder, config["data"]["corpus"], state
-        self._checkpoints = Checkpoints(folder / "checkpoints", keep=CHECKPOINTS_KEPT)
-        self._best = Checkpoints(folder / "best")
         self._unsaved_best = None  # its step and its state
-        steps = self._checkpoints.steps()
-        if (folder / "config.json").exists() or steps:
+        is_there = (folder / "config.json").exists() or has_begun(folder)
+        if is_there:
             _check_same(folder, config)
-        _refuse_links(folder)
+        self._run_id = (run_id(folder) if is_there else None) or uuid.uuid4().hex
+        self._checkpoints = Checkpoints(folder / "checkpoints", self._run_id, CHECKPOINTS_KEPT)
+        self._best = Checkpoints(folder / "best", self._run_id)
+        files.refuse_links(folder)
         with files.named(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._console, self._file = Console(), _LogFile(folder / "training_log.log")
@@ -71,7 +73,7 @@ class Run:
         self.note = self._log.debug  # to the log alone
         for name in ("tokenizer.model", "tokenizer.vocab"):
             files.write_whole(folder / name, (data_dir / name).read_bytes())
-        files.write_json(folder / "config.json", config)
+        files.write_json(folder / "config.json", config | {"run_id": self._run_id})
         self.resumed = self._checkpoints.restore_last(state, self.say)
         new, best_steps = self.resumed is None, self._best.steps()
         damages = [damage for damage in map(self._best.damage, best_steps) if damage]
@@ -176,7 +178,8 @@ class Run:
         """Writes results.json and tells what it holds. A metric that overflows is null in JSON."""
         self._file.write_waiting()
         scores = {split: finite(results[split]) for split in SPLITS}
-        files.write_json(self.folder / "results.json", results | scores)
+        files.write_json(
+            self.folder / "results.json", results | scores | {"run_id": self._run_id})
         for split in SPLITS:
             self.say(f"{split:5}  {_line(results[split])}")
         kinds = [f"{letters()[letter]} ({max(probabilities):.2f})"
@@ -236,6 +239,15 @@ def has_begun(folder: Path) -> bool:
     return bool(Checkpoints(folder / "checkpoints").steps())
 
 
+def run_id(folder: Path) -> str | None:
+    """What the parts of the run in a folder have in common; None for a run from before ids.
+
+    Raises:
+      InputError: it has no configuration, or a damaged one.
+    """
+    return read_config(folder).get("run_id")
+
+
 class NullRun:
     """What the workers beside the chief have in place of a `Run`: it restores, and records nothing.
 
@@ -246,7 +258,8 @@ class NullRun:
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
-        Checkpoints(folder / "checkpoints").restore_last(state, print)
+        if has_begun(folder):
+            Checkpoints(folder / "checkpoints", run_id(folder)).restore_last(state, print)
 
     def _record_nothing(self, *args, **kwargs):
         pass
@@ -285,8 +298,10 @@ class _LogFile(logging.Handler):
     """A log file for one process at a time. What the disk does not take waits until it does."""
 
     def __init__(self, path: Path):
-        super().__init__()
+        if path.exists():
+            files.check_regular(path)
         self._path, self._file, self._waiting = path, open(path, "ab", buffering=0), b""
+        super().__init__()
         if not files.lock(self._file.fileno()):
             raise InputError(f"{path.parent} is being trained by another process")
 
@@ -326,14 +341,6 @@ def _logger(console: Console, file: _LogFile) -> logging.Logger:
     log.addHandler(file)
     log.addHandler(console)
     return log
-
-
-def _refuse_links(folder: Path):
-    """Raises InputError where a link in the folder of a run would lead out of it."""
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            if os.path.islink(path := os.path.join(parent, name)):
-                raise InputError(f"{path} is a link: a run is written into its own folder alone")
 
 
 def _line(metrics: dict) -> str:

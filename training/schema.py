@@ -12,7 +12,7 @@ Check = Callable[[Any], bool]
 
 MOST_BLOCKS = 1000
 MOST_POSITIONS = 100_000  # of memory, and of a window
-MOST_MEMORIES, MOST_SCORES = 1 << 21, 1 << 27  # B (M + T), and B T (M + T) of attention
+MOST_MEMORIES, MOST_SCORES = 1 << 21, 3 << 28  # B (M + T), and H B T (M + T) of attention
 
 
 def whole(least: int, most: int) -> Check:
@@ -39,6 +39,7 @@ def boolean(value: Any) -> bool:
 
 SIZE = whole(1, 10**9)
 SHA256 = text("[0-9a-f]{64}")
+RUN_ID = text("([0-9a-f]{32})?")  # runs of earlier versions have none
 KINDS = each(text(r"\w{1,64}"), least=1)
 
 FLAGS = {  # those that are read; others may be there
@@ -95,9 +96,12 @@ def fault(config: dict) -> str | None:
     for name, part in (("vocab_size", "data"), ("mem_len", "flags")):
         if config["model"][name] != config[part][name]:
             return f"model.{name} and {part}.{name} differ"
+    if not RUN_ID(config.get("run_id", "")):
+        return f"run_id cannot be {shown(config['run_id'])}"
     B, T, M = config["data"]["batch_size"], config["data"]["seq_len"], config["flags"]["mem_len"]
-    if B * (M + T) > MOST_MEMORIES or B * T * (M + T) > MOST_SCORES:
-        return "its batch, window and memory are too large together"
+    H = config["model"]["num_heads"]
+    if B * (M + T) > MOST_MEMORIES or H * B * T * (M + T) > MOST_SCORES:
+        return "its batch, window, memory and heads are too large together"
     return None
 
 

@@ -7,7 +7,7 @@ attend, K kinds of layer.
 import functools
 import sys
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from support import cli
 with cli.quiet():
     import keras
     import tensorflow as tf
+    from keras.src.backend.common import global_state
 
 import data_utils
 from layers import KINDS, SEARCH, as_letters, letters
@@ -58,16 +59,21 @@ class TrainedRun:
         self.folder, self.checkpoint = Path(folder), str(checkpoint)
         self._config = read_config(self.folder)
         self.flags, self.data = self._config["flags"], self._config["data"]
+        self._run_id = self._config.get("run_id")
 
     @property
     def architecture(self) -> str:
         """A letter for the most likely kind of each block, once the run has finished."""
         path = self.folder / "results.json"
         try:
-            found = files.read_json(path, ["architecture"])["architecture"]
+            results = files.read_json(path, ["architecture"])
         except FileNotFoundError:
             raise InputError(f"{self.folder} has no results.json: it has not finished") from None
-        if not schema.FLAGS["architecture"](found):
+        found, blocks = results["architecture"], self._config["model"]["architecture"]
+        if results.get("run_id", self._run_id) != self._run_id:
+            raise InputError(f"{path} belongs to another run")
+        is_architecture = schema.FLAGS["architecture"](found) and "s" not in found
+        if not is_architecture or not could_become(blocks, found):
             raise InputError(f"{path} is no result: architecture cannot be {schema.shown(found)}")
         return found
 
@@ -116,8 +122,16 @@ class TrainedRun:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run."""
-        return Tokenizer(self.tokenizer_path)
+        """The tokenizer of the run.
+
+        Raises:
+          InputError: it is damaged, or has another number of pieces than the network has ids.
+        """
+        tokenizer = Tokenizer(self.tokenizer_path)
+        if tokenizer.vocab_size != self.data["vocab_size"]:
+            raise InputError(f"{self.tokenizer_path} has {tokenizer.vocab_size:,} pieces, "
+                             f"and the network {self.data['vocab_size']:,} ids")
+        return tokenizer
 
     def language_model_of(self, model, jit_compile: bool = False) -> LanguageModel:
         """A network as functions of text, with the tokenizer of the run."""
@@ -297,7 +311,7 @@ class TrainedRun:
             choice = ", ".join(whole) or "which there is none"
             raise InputError(f"{damage}: choose another with --checkpoint, of {choice}")
         self._check_weights(checkpoints.shapes(step))
-        policy = "mixed_bfloat16" if self.flags["mixed_precision"] else "float32"
+        policy = devices.dtype_policy(self.flags["mixed_precision"])
         model = PARTransformerXL(**self._config["model"] | changes, dtype=policy)
         tau = tf.Variable(0.0)
         state = tf.train.Checkpoint(weights=by_path(model.weights), tau=tau)
@@ -306,7 +320,7 @@ class TrainedRun:
         return model, step
 
     def _check_weights(self, there: dict[str, list[int]]):
-        """Raises InputError where the network would have other weights than a checkpoint has."""
+        """Raises InputError unless the network has just the weights that a checkpoint has."""
         path = self.folder / "config.json"
         try:
             with keras.StatelessScope(initialize_variables=False):  # takes no memory
@@ -314,10 +328,15 @@ class TrainedRun:
         except (ValueError, TypeError, ArithmeticError) as error:
             reason = schema.shown(str(error).splitlines()[0], 100)
             raise InputError(f"{path} describes no network ({reason})") from None
+        finally:  # otherwise Keras initializes them when the next such scope ends
+            global_state.set_global_attribute("uninitialized_variables", [])
         for weight in weights:
             if there.get(weight.path) != list(weight.shape):
                 raise InputError(f"{path} is of another network than the checkpoints: "
                                  f"{weight.path} would be {list(weight.shape)}")
+        if more := there.keys() - {weight.path for weight in weights}:
+            raise InputError(f"{path} is of another network than the checkpoints: it lacks "
+                             f"{schema.shown(min(more))}")
 
     def recorded(self, split: str,
                  plugin: str = "scalars") -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -334,16 +353,33 @@ class TrainedRun:
                 for value in event.summary.value:
                     if value.metadata.plugin_data.plugin_name == plugin:
                         by_step = curves.setdefault(value.tag, {})
-                        by_step[event.step] = tf.make_ndarray(value.tensor)
+                        by_step[event.step] = self._recorded_value(path, plugin, value.tensor)
         for tag, by_step in curves.items():
             steps = sorted(by_step)
             curves[tag] = np.array(steps), np.array([by_step[step] for step in steps])
         return curves
 
+    def _recorded_value(self, path: Path, plugin: str, tensor) -> np.ndarray:
+        """A number of a curve, or pi [L, K].
+
+        Raises:
+          InputError: it is neither.
+        """
+        config = self._config
+        pi_shape = len(config["model"]["architecture"]), len(config["layers"]["kinds"])
+        expected = pi_shape if plugin == "pi" else ()
+        try:
+            value = tf.make_ndarray(tensor)
+        except (TypeError, ValueError):
+            value = None
+        if value is None or value.shape != expected or value.dtype.kind not in "fiu":
+            raise InputError(f"{path} was not written by this program: delete it")
+        return value
+
     def _checkpoints(self) -> dict[str, tuple[Checkpoints, int]]:
         """Where the checkpoints of each name are, and their step."""
-        best = Checkpoints(self.folder / "best")
-        latest = Checkpoints(self.folder / "checkpoints")
+        best = Checkpoints(self.folder / "best", self._run_id)
+        latest = Checkpoints(self.folder / "checkpoints", self._run_id)
         there = {}
         for name, checkpoints in (("best", best), ("latest", latest)):
             if steps := checkpoints.steps():
@@ -367,7 +403,19 @@ def read_config(folder: Path) -> dict:
         raise InputError(f"{folder} is no run: {path} is missing") from None
     if fault := schema.fault(config):
         raise InputError(f"{path} is of another version of this program, or damaged: {fault}")
+    if not could_become(config["model"]["architecture"], config["flags"]["architecture"]):
+        raise InputError(f"{path} is damaged: flags.architecture and model.architecture differ")
     return config
+
+
+def could_become(blocks: Sequence[str], architecture: str) -> bool:
+    """Whether an architecture, as letters, is that of some blocks, or one that they search.
+
+    Letters of kinds that `layers.KINDS` no longer has are not looked at.
+    """
+    kinds = [letters().get(letter) for letter in architecture]
+    return len(blocks) == len(kinds) and all(
+        block == SEARCH or kind in (block, None) for block, kind in zip(blocks, kinds))
 
 
 def take_weights(model: PARTransformerXL, folder: Path, data: dict):
