@@ -68,21 +68,41 @@ def chunks(part: Part, size: int) -> Iterator[Part]:
         start = end
 
 
+def spans(text: Text, size: int) -> Iterator[Text]:
+    """A text in smaller texts of about so many bytes: many small files, or a chunk of a large one.
+
+    They are cut as `chunks` cuts.
+    """
+    parts, joined = [], 0  # of the next span, and its bytes
+    for part in text.parts:
+        for chunk in chunks(part, size):
+            joined += chunk.end - chunk.start
+            if parts and joined > size:
+                yield Text(text.name, parts)
+                parts, joined = [], chunk.end - chunk.start
+            parts.append(chunk)
+    if parts:
+        yield Text(text.name, parts)
+
+
 def blocks(text: Text, size: int) -> Iterator[bytes]:
-    """The content of a text in blocks of about so many bytes, cut as `chunks` cuts.
+    """The content of a text in blocks of about so many bytes, cut as `spans` cuts.
 
     A byte order mark at the beginning of a file is left out, and a last line without an end gets
     one.
     """
-    for part in text.parts:
-        file_size = part.path.stat().st_size
-        for path, start, end in chunks(part, size):
-            block = b"".join(files.blocks(path, start, end))
-            if start == 0:
-                block = block.removeprefix(codecs.BOM_UTF8)
-            if end == file_size and not block.endswith((b"\n", b"\r")):
-                block += b"\n"
-            yield block
+    for span in spans(text, size):
+        yield b"".join(map(_content, span.parts))
+
+
+def _content(part: Part) -> bytes:
+    """What a part of a file adds to the text."""
+    content = b"".join(files.blocks(*part))
+    if part.start == 0:
+        content = content.removeprefix(codecs.BOM_UTF8)
+    if part.end == part.path.stat().st_size and not content.endswith((b"\n", b"\r")):
+        content += b"\n"
+    return content
 
 
 def checked_sha256(text: Text) -> str:

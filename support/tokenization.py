@@ -8,7 +8,6 @@ text to score all go through `Tokenizer.tokenize`.
 import codecs
 import copy
 import io
-import itertools
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,11 +136,9 @@ def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) ->
     """
     every = -(-text.size // SAMPLE_BYTES)
     lines = []
-    for part in text.parts:
-        for span in corpora.chunks(part, every * SENTENCE_BYTES):
-            blocks = corpora.blocks(Text(text.name, [span]), SENTENCE_BYTES)
-            for block in itertools.islice(blocks, 1 if every > 1 else None):
-                lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
+    for span in corpora.spans(text, every * SENTENCE_BYTES):
+        block = next(corpora.blocks(span, SENTENCE_BYTES))
+        lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
     return lines
 
 

@@ -269,6 +269,22 @@ def test_no_block_ends_within_a_line_end(size, tmp_path):
     ]
 
 
+def test_small_files_are_joined_in_blocks_as_they_follow(tmp_path):
+    contents = [b"\xef\xbb\xbfone\n", b"", b"two", b"three\n" * 30, b"four\n", b"five"]
+    parts = []
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.txt").write_bytes(content)
+        parts += corpora.whole_file(tmp_path / f"{number}.txt").parts
+    text = corpora.Text("many", parts)
+    whole = b"one\ntwo\n" + b"three\n" * 30 + b"four\nfive\n"
+    for size, count in [(1, None), (20, None), (100, 3), (150, 3), (1000, 1)]:
+        blocks = list(corpora.blocks(text, size))
+        assert b"".join(blocks) == whole and count in (None, len(blocks))
+    assert all(
+        span.size <= 100 or len(span.parts) == 1 for span in corpora.spans(text, 100)
+    )
+
+
 def test_wikitext_103_is_downloaded_once_from_its_archive(tiny_corpora, internet, tmp_path):
     internet.update(archive_of(TEXTS, "wikitext-103"))
     corpus = data_utils.choose_corpus("wikitext-103", tmp_path)

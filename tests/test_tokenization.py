@@ -263,6 +263,26 @@ def test_a_tokenizer_learns_from_a_sample_of_a_long_text(tmp_path, monkeypatch):
     )
 
 
+def test_a_sample_of_many_small_files_is_no_larger_and_costs_no_call_for_each(
+    tmp_path, monkeypatch
+):
+    parts = []
+    for number in range(1000):
+        (tmp_path / f"{number}.txt").write_text(f"file {number}")
+        parts += corpora.whole_file(tmp_path / f"{number}.txt").parts
+    text, calls, split_lines = corpora.Text("many", parts), [], tokenization.split_lines
+    monkeypatch.setattr(
+        tokenization, "split_lines", lambda *given: calls.append(1) or split_lines(*given)
+    )
+    sample = [line for line in tokenization._sample(text, False, "nfkc") if line]
+    assert len(sample) == 1000 and len(calls) == 1
+    monkeypatch.setattr(tokenization, "SENTENCE_BYTES", 100)
+    monkeypatch.setattr(tokenization, "SAMPLE_BYTES", text.size // 10 + 1)
+    sample = [line for line in tokenization._sample(text, False, "nfkc") if line]
+    assert 80 < len(sample) < 120 and sample[0] == b"file 0"
+    assert int(sample[-1].split()[1]) > 880  # a tenth of each span of some 110 files
+
+
 FOREIGN = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3, character_coverage=1.0, minloglevel=2)
 
 
