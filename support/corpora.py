@@ -85,24 +85,29 @@ def spans(text: Text, size: int) -> Iterator[Text]:
         yield Text(text.name, parts)
 
 
-def blocks(text: Text, size: int) -> Iterator[bytes]:
+def blocks(text: Text, size: int) -> Iterator[tuple[bytes, int]]:
     """The content of a text in blocks of about so many bytes, cut as `spans` cuts.
 
-    A byte order mark at the beginning of a file is left out, and a last line without an end gets
-    one.
+    A line ends with \\n, and so does the last one of a file. A byte order mark at the beginning of
+    a file is left out.
+
+    Yields:
+      A block; and how many bytes of the text it is: one for each line end, however the file writes
+      it, and none for a byte order mark or a line end that a file lacks.
     """
     for span in spans(text, size):
-        yield b"".join(map(_content, span.parts))
+        contents, sizes = zip(*map(_content, span.parts))
+        yield b"".join(contents), sum(sizes)
 
 
-def _content(part: Part) -> bytes:
-    """What a part of a file adds to the text."""
+def _content(part: Part) -> tuple[bytes, int]:
+    """What a part of a file adds to a block, and to its bytes."""
     content = b"".join(files.blocks(*part))
     if part.start == 0:
         content = content.removeprefix(codecs.BOM_UTF8)
-    if part.end == part.path.stat().st_size and not content.endswith((b"\n", b"\r")):
-        content += b"\n"
-    return content
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    lacks_end = part.end == part.path.stat().st_size and not content.endswith(b"\n")
+    return content + b"\n" * lacks_end, len(content)
 
 
 def checked_sha256(text: Text) -> str:
@@ -140,7 +145,7 @@ def next_break(path: Path, position: int) -> int:
     if position in (0, path.stat().st_size):
         return position
     text = b"".join(files.blocks(path, position, position + BREAK_BYTES))
-    for boundary in (rb"\n|\r(?=[^\n])", rb"\s"):
+    for boundary in (rb"\n|\r(?=[^\n])", rb"[^\S\r]"):
         if match := re.search(boundary, text):
             return position + match.end()
     return next_character(path, position)

@@ -137,7 +137,7 @@ def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) ->
     every = -(-text.size // SAMPLE_BYTES)
     lines = []
     for span in corpora.spans(text, every * SENTENCE_BYTES):
-        block = next(corpora.blocks(span, SENTENCE_BYTES))
+        block, _ = next(corpora.blocks(span, SENTENCE_BYTES))
         lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
     return lines
 

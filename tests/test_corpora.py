@@ -245,28 +245,41 @@ def test_chunks_are_the_part_and_their_lines_its_lines(text, size, tmp_path, mon
     ) == part[1:]
     assert len(chunks) > 1 or size + 12 > len(text.encode())
     blocks = list(corpora.blocks(corpora.whole_file(path), size))
-    assert (
-        len(blocks) == len(chunks)
-        and b"".join(blocks) == (text.removeprefix("\ufeff").removesuffix("\n") + "\n").encode()
-    )
-    for block in blocks:
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    assert len(blocks) == len(chunks)
+    assert b"".join(block for block, _ in blocks) == (lines.removesuffix("\n") + "\n").encode()
+    assert sum(num_bytes for _, num_bytes in blocks) == len(lines.encode())
+    for block, _ in blocks:
         block.decode()
         assert (
             size >= 12
             or "one two" not in text
-            or block.endswith((b"\n", b"\r\n", b" "))
+            or block.endswith((b"\n", b" "))
             or len(block) < 12
         )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_no_block_ends_within_a_line_end(size, tmp_path):
-    (tmp_path / "text.txt").write_bytes(b"a\r\nb\rc\nd\r\n\r\r\ne")
-    assert not [
-        block
-        for block in list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))[1:]
-        if block.startswith(b"\n")
-    ]
+@pytest.mark.parametrize("break_bytes", [1, 2, 3, 1 << 16])
+def test_no_block_ends_within_a_line_end(size, break_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "BREAK_BYTES", break_bytes)
+    content = b"a\r\nb\rc\nd\r\n\r\r\ne"
+    (tmp_path / "text.txt").write_bytes(content)
+    blocks = [block for block, _ in corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size)]
+    assert b"".join(blocks) == b"a\nb\nc\nd\n\n\ne\n"
+
+
+@pytest.mark.parametrize("last", ["", "\n"])
+@pytest.mark.parametrize("size", [1, 10, 1000])
+def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(size, last, tmp_path):
+    """The blocks of a text are the same however its files write lines, and so are their bytes."""
+    lines = f"one two\n\ndrei \u00e4\nfour{last}"
+    for mark in ("", "\ufeff"):
+        for line_end in ("\n", "\r\n", "\r"):
+            (tmp_path / "text.txt").write_bytes((mark + lines.replace("\n", line_end)).encode())
+            blocks = list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))
+            assert b"".join(block for block, _ in blocks) == f"{lines.rstrip()}\n".encode()
+            assert sum(num_bytes for _, num_bytes in blocks) == len(lines.encode())
 
 
 def test_small_files_are_joined_in_blocks_as_they_follow(tmp_path):
@@ -278,7 +291,7 @@ def test_small_files_are_joined_in_blocks_as_they_follow(tmp_path):
     text = corpora.Text("many", parts)
     whole = b"one\ntwo\n" + b"three\n" * 30 + b"four\nfive\n"
     for size, count in [(1, None), (20, None), (100, 3), (150, 3), (1000, 1)]:
-        blocks = list(corpora.blocks(text, size))
+        blocks = [block for block, _ in corpora.blocks(text, size)]
         assert b"".join(blocks) == whole and count in (None, len(blocks))
     assert all(
         span.size <= 100 or len(span.parts) == 1 for span in corpora.spans(text, 100)
