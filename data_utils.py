@@ -454,8 +454,9 @@ def define_flags():
     cli.define_path("input_text", None, "your own text: one UTF-8 file, split contiguously")
     cli.define_path(
         "input_dir", None, "your own text: a folder with train, valid and test as .txt, "
-        "wiki.*.tokens or wiki.*.raw; or with any .txt files, also in folders within it, which are "
-        "split as one text in the order of their names, numbers by their size")
+        "wiki.*.tokens, wiki.*.raw or folders of .txt files; or with any .txt files, also in "
+        "folders within it, which are split as one text in the order of their names, numbers by "
+        "their size")
     flags.DEFINE_float("valid_fraction", own_text.HELD_OUT, "share of your own text for "
                        "validation, where it is split", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", own_text.HELD_OUT, "share of your own text for the "

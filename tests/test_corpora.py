@@ -193,12 +193,88 @@ def test_one_file_is_split_contiguously_at_breaks(text, tmp_path):
         assert all(part[-1].isspace() for part in parts)
 
 
-def test_a_folder_takes_both_ways_of_naming(tmp_path):
-    for name in ("train.txt", "wiki.valid.tokens", "test.txt"):
-        (tmp_path / name).write_text("x")
-    assert own_text.from_folder(tmp_path).texts["valid"].name == "wiki.valid.tokens"
-    (tmp_path / "test.txt").unlink()
-    with pytest.raises(InputError, match="holds no test.txt, wiki.test.tokens or wiki.test.raw"):
+def write_all(folder, names):
+    """Each file holds its own name."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(f"{name}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["train.txt", "wiki.valid.tokens", "test.txt"], "train.txt, wiki.valid.tokens, test.txt"),
+        (["TRAIN.TXT", "Valid.txt", "test.TXT"], "TRAIN.TXT, Valid.txt, test.TXT"),
+        (["train.txt", "val.txt", "test.txt"], "train.txt, val.txt, test.txt"),
+        (["Wiki.Train.Raw", "wiki.validation.raw", "wiki.test.raw"], "Wiki.Train.Raw, wiki.valida"),
+        (
+            ["Train/b/10.txt", "Train/b/9.txt", "dev/a.TXT", "TEST/a.txt"],
+            "Train/ (2 text file(s)), dev/ (1 text file(s)), TEST/ (1 text file(s))",
+        ),
+        (["train/a.txt", "dev.txt", "test/.b.txt", "test/a.txt"], "train/ (1 text file(s)), dev.t"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_splits_are_known_by_their_names(names, said, tmp_path, capsys):
+    write_all(tmp_path, [*names, "a.txt", "other/b.txt", "notes.md"])
+    corpus = own_text.from_folder(tmp_path)
+    visible = [name for name in names if "/." not in name]
+    train, valid, test = (content.decode().splitlines() for content in content_of(corpus).values())
+    assert (train, valid, test) == (visible[-3::-1], visible[-2:-1], visible[-1:])
+    assert not own_text.is_to_split(tmp_path) and corpus.texts["test"].name in names[-1]
+    told = capsys.readouterr().out
+    assert told.startswith(f"{tmp_path}: {said}")
+    left_out = 3 + len(names) - len(visible)
+    assert told.endswith(f"; {left_out} other file(s) or folder(s) left out, such as a.txt\n")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["train.txt", "valid.txt", "book.txt"], "holds train.txt but no test.txt: add that file"),
+        (["test.txt", "book.txt"], "holds test.txt but no train.txt: .* or rename test.txt if it"),
+        (["train/a.txt", "test/a.txt"], "holds train but no valid.txt"),
+        (["train.txt", "wiki.train.tokens", "valid.txt", "test.txt"],
+         "holds both train.txt and wiki.train.tokens: leave one of them there as train"),
+        (["train.txt", "val.txt", "dev.txt", "test.txt"], "both dev.txt and val.txt: .* as valid"),
+        (["train.txt", "train/a.txt", "valid.txt", "test.txt"], "both train and train.txt"),
+        (["ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"],
+         "holds ptb.test.txt and ptb.train.txt, which would be joined: name splits train.txt, "),
+        (["train-00000-of-12.txt", "Test-00000-of-1.txt"], "holds Test-00000-of-1.txt and train-0"),
+        (["wikitext/train.txt", "wikitext/test.txt"], "holds wikitext/test.txt and wikitext/train"),
+        (["x/train/a.txt", "x/dev/a.txt"], "holds x/dev and x/train, which would be joined"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_test_text_is_never_trained_on(names, message, tmp_path):
+    write_all(tmp_path, names)
+    with pytest.raises(InputError, match=message) as error:
+        own_text.from_folder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_books_with_words_for_splits_in_their_names_are_books(tmp_path, capsys):
+    write_all(tmp_path, [
+        "How to train your dragon.txt", "The test of time.txt", "attestation.txt", "trains.txt",
+        "a/test.txt", "b/train.txt", "validity/x.txt", "~$attestation.txt"])
+    own_text.from_folder(tmp_path, 0.3, 0.3)
+    told = capsys.readouterr().out
+    assert ": 7 text file(s)," in told and "1 other" in told and "such as ~$attestation.txt" in told
+
+
+@pytest.mark.parametrize("where", ["a/locked", "train/locked", ""])
+def test_a_folder_that_cannot_be_read_is_named(where, tmp_path, monkeypatch):
+    write_all(tmp_path, ["b.txt", f"{where}/c.txt", "d/e.txt"])
+    scandir = os.scandir
+
+    def as_who_may_not(path):
+        if path == str(tmp_path / where):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", as_who_may_not)
+    with pytest.raises(InputError, match=f"{tmp_path / where} cannot be read .Permission denied.:"):
         own_text.from_folder(tmp_path)
 
 
@@ -220,7 +296,7 @@ def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
         text.endswith("\n") for text in (train, valid, test)
     )
     (tmp_path / "test.txt").write_text("x\n")
-    with pytest.raises(InputError, match="holds no train.txt, wiki.train.tokens or wiki.train.raw"):
+    with pytest.raises(InputError, match="holds test.txt but no train.txt"):
         own_text.from_folder(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no .txt files"):
@@ -380,7 +456,7 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "books: 6 text file(s), from again.txt to z/linked.txt; "
-        "9 other file(s) or hidden folder(s) left out" in said
+        "9 other file(s) or folder(s) left out" in said
     )
     with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
         (tmp_path / "packed").mkdir()
