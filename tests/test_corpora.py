@@ -501,10 +501,23 @@ def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_pat
         (b"fine\n" * 300_000 + b"caf\xe9\n", "is not UTF-8: line 300001, byte 4; iconv converts"),
         (gzip.compress(b"text " * 99), "is compressed: unpack it with gunzip"),
         (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "is compressed: unpack it with 7z x"),
+        (b"PK\x03\x04\x14\0\xff", "is a zip archive or an office document: unzip it, or save it"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is a PDF document: pdftotext converts it"),
+        (b"PAR1\x15\x04\x15\0\xff", "is a Parquet table: write its column of text to a .txt file"),
+        (b"\x89PNG\r\n\x1a\n\0", "is a picture"),
+        (b"SQLite format 3\0\x10", "is an SQLite database: write its text to a .txt file"),
+        ("Wer, was und wo\n".encode("utf-16-le"), "is UTF-16LE: iconv -f UTF-16LE -t UTF-8 conv"),
+        ("K\u0101 t\u0101 \u0100\n".encode("utf-16-be"), "is UTF-16BE: iconv -f UTF-16BE -t UTF-8"),
+        ("Wer, was und wo\n".encode("utf-16"), "is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"),
+        ("Wer, was und wo\n".encode("utf-32"), "is UTF-32: iconv -f UTF-32 -t UTF-8 converts it"),
+        (b"fine\nno\0t fine\n", "has a NUL, as no text has: line 2, byte 3; tr -d '.000' removes"),
+        (b"fine\n" * 300_000 + b"no\0t", "has a NUL, as no text has: line 300001, byte 3; tr"),
+        (b"\x80\x04\x95\0\0\0\0", "is no text: line 1, byte 1 is not UTF-8, and it has NULs: save"),
     ],
-    ids=["latin", "latin behind a block", "gzip", "xz"],
+    ids=lambda value: value[:25] if isinstance(value, str) else "",
 )
-def test_text_that_is_not_utf8_is_named(content, message, tmp_path):
+def test_what_is_not_utf8_is_told_for_what_it_is(content, message, tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"text.txt {message}"):
