@@ -114,7 +114,7 @@ class Bench:
 
         def tokenize() -> int:
             blocks = data_utils.token_blocks(text, tokenizer, add_eos=False)
-            return sum(len(ids) for ids, _, _ in blocks)
+            return sum(len(ids) for ids, *_ in blocks)
 
         num_tokens = tokenize()
         times = [seconds(tokenize) for _ in range(REPEATS.value)]

@@ -47,18 +47,20 @@ METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits"
 
 
 def token_blocks(text: Text, tokenizer: Tokenizer,
-                 add_eos: bool) -> Iterator[tuple[np.ndarray, int, int]]:
+                 add_eos: bool) -> Iterator[tuple[np.ndarray, int, int, int]]:
     """The ids of a text, block after block.
 
     All cores work, a few blocks ahead; memory is bounded, however long the text or its lines are.
 
     Yields:
-      The ids of a block, int32 [N]; how many words they are; how many characters are unknown.
+      The ids of a block, int32 [N]; how many words they are; how many characters are unknown;
+      how many bytes of the text the block is, as `corpora.blocks` counts them.
     """
     tf = cli.tensorflow()
     blocks = tf.data.Dataset.from_generator(
-        lambda: corpora.blocks(text, BLOCK_BYTES), output_signature=tf.TensorSpec([], tf.string))
-    tokens = blocks.map(lambda block: tokenizer.tokenize(block, add_eos),
+        lambda: corpora.blocks(text, BLOCK_BYTES),
+        output_signature=(tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)))
+    tokens = blocks.map(lambda block, num_bytes: (*tokenizer.tokenize(block, add_eos), num_bytes),
                         num_parallel_calls=cli.CORES, deterministic=True)
     return without_autotune(tokens.prefetch(1)).as_numpy_iterator()
 
@@ -73,23 +75,25 @@ class Stream:
       text, tokenizer, add_eos: as `token_blocks` takes them.
 
     Attributes:
-      words, unknown_characters: how many the text has.
+      words, unknown_characters, bytes: how many the text has, as `token_blocks` counts them.
 
     Raises:
       InputError: the text is empty.
     """
 
     def __init__(self, path: Path, text: Text, tokenizer: Tokenizer, add_eos: bool):
-        self._path, self._length, self.words, self.unknown_characters = path, 0, 0, 0
+        self._path, self._length = path, 0
+        self.words, self.unknown_characters, self.bytes = 0, 0, 0
         is_long = text.size > 10 * BLOCK_BYTES
         with open(path, "wb") as file:
-            for ids, words, unknown in token_blocks(text, tokenizer, add_eos):
+            for ids, words, unknown, num_bytes in token_blocks(text, tokenizer, add_eos):
                 with files.named(path):
                     file.write(ids.tobytes())
                     file.flush()
                 self._length += len(ids)
                 self.words += int(words)
                 self.unknown_characters += int(unknown)
+                self.bytes += int(num_bytes)
                 if is_long:
                     console.redraw(f"{text.name}: {self._length:,} tokens")
         if is_long:
@@ -239,7 +243,7 @@ def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.Settings | P
         for split, text in corpus.texts.items():
             stream = streams[split]
             splits[split] = {
-                "text": text.name, "text_sha256": sha256[split], "bytes": text.size,
+                "text": text.name, "text_sha256": sha256[split], "bytes": stream.bytes,
                 "words": stream.words, "unknown_characters": stream.unknown_characters,
                 "tokens": len(stream), "steps": num_windows(len(stream), batch_size, seq_len),
             }
@@ -450,8 +454,9 @@ def define_flags():
     cli.define_path("input_text", None, "your own text: one UTF-8 file, split contiguously")
     cli.define_path(
         "input_dir", None, "your own text: a folder with train, valid and test as .txt, "
-        "wiki.*.tokens or wiki.*.raw; or with any .txt files, also in folders within it, which are "
-        "split as one text in the order of their names, numbers by their size")
+        "wiki.*.tokens, wiki.*.raw or folders of .txt files; or with any .txt files, also in "
+        "folders within it, which are split as one text in the order of their names, numbers by "
+        "their size")
     flags.DEFINE_float("valid_fraction", own_text.HELD_OUT, "share of your own text for "
                        "validation, where it is split", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", own_text.HELD_OUT, "share of your own text for the "

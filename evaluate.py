@@ -61,11 +61,11 @@ def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarr
     text = corpora.whole_file(path)
     corpora.checked_sha256(text)
     blocks = list(data_utils.token_blocks(text, tokenizer, add_eos))
-    if not any(words for _, words, _ in blocks):
+    if not any(words for _, words, *_ in blocks):
         raise InputError(f"{text.name} is empty")
-    ids, words, unknown = zip(*blocks)
+    ids, words, unknown, num_bytes = zip(*blocks)
     tokens = np.concatenate(ids)
-    size = {"tokens": len(tokens), "words": int(sum(words)), "bytes": text.size,
+    size = {"tokens": len(tokens), "words": int(sum(words)), "bytes": int(sum(num_bytes)),
             "unknown_characters": int(sum(unknown))}
     return tokens, size
 

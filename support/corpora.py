@@ -13,8 +13,26 @@ from support.cli import InputError
 
 SPLITS = ("train", "valid", "test")
 COMPRESSED = {
-    b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"PK\x03\x04": "unzip",
-    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\x04\x22\x4d\x18": "unlz4", b"7z\xbc\xaf\x27\x1c": "7z x", b"Rar!": "unrar x",
+}
+# What else is taken for a text, by how it begins.
+NO_TEXTS = {
+    b"PK\x03\x04": "a zip archive or an office document: unzip it, or save it as plain text",
+    b"%PDF": "a PDF document: pdftotext converts it",
+    b"PAR1": "a Parquet table: write its column of text to a .txt file",
+    b"ARROW1": "an Arrow table: write its column of text to a .txt file",
+    b"SQLite format 3": "an SQLite database: write its text to a .txt file",
+    b"\x89HDF": "an HDF5 file: write its text to a .txt file",
+    b"\x93NUMPY": "a NumPy array: write its text to a .txt file",
+    b"\xd0\xcf\x11\xe0": "an office document: save it as plain text",
+    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"GIF8": "a picture",
+    b"\x7fELF": "a program",
+}
+# Byte order marks of other encodings; that of UTF-32 begins with that of UTF-16.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }
 BREAK_BYTES = 1 << 16  # within which a text is cut at a line end, if there is one
 
@@ -68,51 +86,107 @@ def chunks(part: Part, size: int) -> Iterator[Part]:
         start = end
 
 
-def blocks(text: Text, size: int) -> Iterator[bytes]:
-    """The content of a text in blocks of about so many bytes, cut as `chunks` cuts.
+def spans(text: Text, size: int) -> Iterator[Text]:
+    """A text in smaller texts of about so many bytes: many small files, or a chunk of a large one.
 
-    A byte order mark at the beginning of a file is left out, and a last line without an end gets
-    one.
+    They are cut as `chunks` cuts.
     """
+    parts, joined = [], 0  # of the next span, and its bytes
     for part in text.parts:
-        file_size = part.path.stat().st_size
-        for path, start, end in chunks(part, size):
-            block = b"".join(files.blocks(path, start, end))
-            if start == 0:
-                block = block.removeprefix(codecs.BOM_UTF8)
-            if end == file_size and not block.endswith((b"\n", b"\r")):
-                block += b"\n"
-            yield block
+        for chunk in chunks(part, size):
+            joined += chunk.end - chunk.start
+            if parts and joined > size:
+                yield Text(text.name, parts)
+                parts, joined = [], chunk.end - chunk.start
+            parts.append(chunk)
+    if parts:
+        yield Text(text.name, parts)
+
+
+def blocks(text: Text, size: int) -> Iterator[tuple[bytes, int]]:
+    """The content of a text in blocks of about so many bytes, cut as `spans` cuts.
+
+    A line ends with \\n, and so does the last one of a file. A byte order mark at the beginning of
+    a file is left out.
+
+    Yields:
+      A block; and how many bytes of the text it is: one for each line end, however the file writes
+      it, and none for a byte order mark or a line end that a file lacks.
+    """
+    for span in spans(text, size):
+        contents, sizes = zip(*map(_content, span.parts))
+        yield b"".join(contents), sum(sizes)
+
+
+def _content(part: Part) -> tuple[bytes, int]:
+    """What a part of a file adds to a block, and to its bytes."""
+    content = b"".join(files.blocks(*part))
+    if part.start == 0:
+        content = content.removeprefix(codecs.BOM_UTF8)
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    lacks_end = part.end == part.path.stat().st_size and not content.endswith(b"\n")
+    return content + b"\n" * lacks_end, len(content)
 
 
 def checked_sha256(text: Text) -> str:
     """The SHA-256 of the bytes of a text, in hexadecimal.
 
     Raises:
-      InputError: they are not UTF-8; file, line and byte are named.
+      InputError: they are not UTF-8, or have a NUL, as no text has; file, line and byte are named,
+        or what the file is instead.
     """
     def checked_blocks():
         for part in text.parts:
             for path, start, end in chunks(part, files.BLOCK_BYTES):
                 block = b"".join(files.blocks(path, start, end))
-                try:
-                    block.decode()
-                except UnicodeDecodeError as error:
-                    raise _not_utf8(path, start + error.start) from None
+                if (fault := _fault(block)) is not None:
+                    raise _no_text(path, start + fault)
                 yield block
 
     return files.digest(checked_blocks())
 
 
-def _not_utf8(path: Path, position: int) -> InputError:
-    """What to say of a file that is no UTF-8 at a position."""
+def _fault(block: bytes) -> int | None:
+    """Where a block is no text: at the first byte that is not UTF-8, or a NUL."""
+    try:
+        block.decode()
+    except UnicodeDecodeError as error:
+        block = block[:error.start] + b"\0"
+    position = block.find(b"\0")
+    return None if position < 0 else position
+
+
+def _no_text(path: Path, position: int) -> InputError:
+    """What to say of a file that is no text at a position."""
     beginning = next(files.blocks(path))
     for magic, program in COMPRESSED.items():
         if beginning.startswith(magic):
             return InputError(f"{path} is compressed: unpack it with {program}")
+    for magic, what in NO_TEXTS.items():
+        if beginning.startswith(magic):
+            return InputError(f"{path} is {what}")
+    if encoding := _encoding(beginning):
+        return InputError(f"{path} is {encoding}: iconv -f {encoding} -t UTF-8 converts it")
     before = b"".join(files.blocks(path, 0, position))
-    number, byte = before.count(b"\n") + 1, position - before.rfind(b"\n")
-    return InputError(f"{path} is not UTF-8: line {number}, byte {byte}; iconv converts")
+    line, byte = before.count(b"\n") + 1, position - before.rfind(b"\n")
+    if next(files.blocks(path, position)).startswith(b"\0"):
+        return InputError(f"{path} has a NUL, as no text has: line {line}, byte {byte}; "
+                          "tr -d '\\000' removes all")
+    if b"\0" in beginning:
+        return InputError(f"{path} is no text: line {line}, byte {byte} is not UTF-8, and it has "
+                          "NULs: save it as plain text")
+    return InputError(f"{path} is not UTF-8: line {line}, byte {byte}; iconv converts")
+
+
+def _encoding(beginning: bytes) -> str | None:
+    """UTF-16 or UTF-32, by a text's mark, or by a NUL in every other byte; None for neither."""
+    for mark, encoding in MARKS.items():
+        if beginning.startswith(mark):
+            return encoding
+    even, odd = beginning[::2].count(0), beginning[1::2].count(0)
+    if max(even, odd) < len(beginning) / 4 or max(even, odd) < 4 * min(even, odd):
+        return None
+    return "UTF-16LE" if odd > even else "UTF-16BE"
 
 
 def next_break(path: Path, position: int) -> int:
@@ -120,7 +194,7 @@ def next_break(path: Path, position: int) -> int:
     if position in (0, path.stat().st_size):
         return position
     text = b"".join(files.blocks(path, position, position + BREAK_BYTES))
-    for boundary in (rb"\n|\r(?=[^\n])", rb"\s"):
+    for boundary in (rb"\n|\r(?=[^\n])", rb"[^\S\r]"):
         if match := re.search(boundary, text):
             return position + match.end()
     return next_character(path, position)

@@ -2,66 +2,134 @@
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from support.cli import InputError
 from support.corpora import SPLITS, Corpus, Part, Text, next_break, shown, whole_file
 
 HELD_OUT = 0.05  # of a text that has no splits, for each of the last two
+# What names a split, of capitals or not.
+WORDS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
+ANY_WORD = re.compile(rf"(?<![a-z])({'|'.join(WORDS.values())}|training|testing|eval)(?![a-z])")
 
 
 def is_to_split(folder: Path) -> bool:
     """Whether a folder has no splits of its own."""
-    return not any((folder / name).is_file() for split in SPLITS for name in _names(split))
+    return not (folder.is_dir() and any(_splits_within(folder).values()))
 
 
-def _names(split: str) -> tuple[str, ...]:
-    return f"{split}.txt", f"wiki.{split}.tokens", f"wiki.{split}.raw"
+def _splits_within(folder: Path) -> dict[str, list[str]]:
+    """The names of what may be each split: files, and folders that hold texts."""
+    _, folders, names = next(os.walk(folder, onerror=_refuse))
+    found = {}
+    for split, words in WORDS.items():
+        is_file = re.compile(rf"({words})\.txt|wiki\.({words})\.(tokens|raw)", re.I).fullmatch
+        is_folder = re.compile(words, re.I).fullmatch
+        found[split] = sorted(
+            [name for name in names if is_file(name) and (folder / name).is_file()]
+            + [name for name in folders if is_folder(name) and _files_within(folder / name)[0]])
+    return found
 
 
 def from_folder(folder: Path, valid_fraction: float = HELD_OUT,
                 test_fraction: float = HELD_OUT) -> Corpus:
-    """A folder with train, valid and test, as `.txt`, `wiki.*.tokens` or `wiki.*.raw`.
+    """A folder with train, valid and test: `.txt`, `wiki.*.tokens`, `wiki.*.raw`, or folders.
 
-    Or it has any `.txt` files, which are split as one text, and of which it is told how many there
-    are.
+    Or it has any `.txt` files, which are split as one text. What is taken and how much is left out
+    is printed.
 
     Raises:
-      InputError: it is no folder, a split is missing, or there is no text.
+      InputError: it is no folder, cannot be read as a whole, or has no text; or what its splits are
+        is not clear.
     """
     if not folder.exists():
         raise InputError(f"there is no folder {folder}")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: --input_text takes files")
     name = shown(folder.resolve().name)
-    if is_to_split(folder):
-        texts, others = _files_within(folder)
-        left_out = f"{len(others)} other file(s) or hidden folder(s) left out"
-        if others:
-            left_out += f", such as {shown(others[0])}"
-        if not texts:
-            raise InputError(f"{folder} holds no .txt files: {left_out}")
-        print(f"{folder}: {len(texts)} text file(s), from {shown(texts[0])} to {shown(texts[-1])}; "
-              f"{left_out}")
-        return _split(name, [folder / text for text in texts], valid_fraction, test_fraction)
-    texts = {}
-    for split in SPLITS:
-        *names, last = _names(split)
-        found = [folder / name for name in _names(split) if (folder / name).is_file()]
-        if not found:
-            raise InputError(f"{folder} holds no {', '.join(names)} or {last}")
-        texts[split] = whole_file(found[0])
-    return Corpus(name, texts)
+    splits = _splits_within(folder)
+    if any(splits.values()):
+        return Corpus(name, _texts_of(folder, splits))
+    texts, others = _files_within(folder)
+    if not texts:
+        raise InputError(f"{folder} holds no .txt files: {_left_out(others)}")
+    _check_no_splits(folder, texts)
+    print(f"{folder}: {len(texts)} text file(s), from {shown(texts[0])} to {shown(texts[-1])}; "
+          f"{_left_out(others)}")
+    return _split(name, [folder / text for text in texts], valid_fraction, test_fraction)
+
+
+def _texts_of(folder: Path, splits: dict[str, list[str]]) -> dict[str, Text]:
+    """The text of each split of a folder, of what `_splits_within` has found.
+
+    Raises:
+      InputError: a split is missing, or is there twice.
+    """
+    for split, names in splits.items():
+        if len(names) > 1:
+            raise InputError(f"{folder} holds both {shown(names[0])} and {shown(names[1])}: "
+                             f"leave one of them there as {split}")
+        if not names:
+            there = shown(next(names[0] for names in splits.values() if names))
+            raise InputError(f"{folder} holds {there} but no {split}.txt: add that file, or rename "
+                             f"{there} if it is no split")
+    taken, texts = [], {}
+    others = [name for name in os.listdir(folder) if [name] not in splits.values()]
+    for split, [name] in splits.items():
+        if (folder / name).is_file():
+            texts[split] = whole_file(folder / name)
+            taken.append(name)
+            continue
+        within, left_out = _files_within(folder / name)
+        parts = [part for text in within for part in whole_file(folder / name / text).parts]
+        texts[split] = Text(shown(name), parts)
+        taken.append(f"{name}/ ({len(within)} text file(s))")
+        others += [f"{name}/{other}" for other in left_out]
+    print(f"{folder}: {shown(', '.join(taken))}; {_left_out(others)}")
+    return texts
+
+
+def _left_out(others: list[str]) -> str:
+    """What is said of files that are no part of a text; of `.txt` files rather than of others."""
+    left_out = f"{len(others)} other file(s) or folder(s) left out"
+    if others:
+        first = min(others, key=lambda name: (not _is_text(name), _natural_order(name)))
+        left_out += f", such as {shown(first)}"
+    return left_out
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is that of a text; hidden files and Word's locks are none."""
+    return name.lower().endswith(".txt") and not name.startswith((".", "~$"))
+
+
+def _check_no_splits(folder: Path, texts: list[str]):
+    """Raises InputError where texts to be joined are splits, by names that differ in this alone."""
+    named = {}  # {where, and the rest of the name: {word for a split: path}}
+    for text in texts:
+        for path in (PurePath(text), *PurePath(text).parents):
+            if match := ANY_WORD.search(name := path.name.lower()):
+                rest = re.sub("[0-9]+", "0", name[:match.start()] + "/" + name[match.end():])
+                named.setdefault((path.parent, rest), {})[match[0]] = path
+    for paths in named.values():
+        if len(paths) > 1:
+            one, other, *_ = map(str, paths.values())
+            raise InputError(
+                f"{folder} holds {shown(one)} and {shown(other)}, which would be joined: name "
+                "splits train.txt, valid.txt and test.txt, and give the folder that they are in")
 
 
 def _files_within(folder: Path) -> tuple[list[str], list[str]]:
     """The `.txt` files of a folder and the folders within it, and the other files.
 
     Links are followed, and no file comes twice. Hidden files and folders, those that macOS adds to
-    archives, and data that were made here are no texts.
+    archives, what Word writes beside an open file, and data that were made here are no texts.
+
+    Raises:
+      InputError: a folder cannot be read.
     """
     texts, others, seen = [], [], {folder.resolve()}
-    for path, folders, names in os.walk(folder, followlinks=True):
+    for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         inside = Path(path).relative_to(folder)
         hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
         others += [f"{inside / name}/" for name in hidden]
@@ -73,10 +141,14 @@ def _files_within(folder: Path) -> tuple[list[str], list[str]]:
             continue
         for name in sorted(names):
             file = Path(path, name)
-            has_name = name.lower().endswith(".txt") and not name.startswith(".")
-            is_text = has_name and file.is_file() and _is_new(file, seen)
+            is_text = _is_text(name) and file.is_file() and _is_new(file, seen)
             (texts if is_text else others).append(str(inside / name))
     return sorted(texts, key=_natural_order), sorted(others, key=_natural_order)
+
+
+def _refuse(error: OSError):
+    raise InputError(f"{shown(error.filename)} cannot be read ({error.strerror}): "
+                     "make it readable, or move it elsewhere") from None
 
 
 def _is_new(path: Path, seen: set[Path]) -> bool:

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import inspect
 import io
-import itertools
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,7 +87,8 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
     The same text gives the same bytes, whatever the folder and the number of cores.
 
     Raises:
-      InputError: the text is empty, or the vocabulary size is more or less than it supports.
+      InputError: the text is empty, a word of it is too long to be a piece, or the vocabulary size
+        is more or less than it supports.
     """
     keep_white_space = settings.model_type == "char"
     cuts_words = settings.model_type in ("unigram", "bpe")
@@ -122,7 +122,13 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
             num_threads=16,  # the order of sums, and so every byte, depends on it
             minloglevel=2,
         )
+        with cli.quiet():  # it tells of `identity`
+            sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     except RuntimeError as error:
+        if "piece is too long" in str(error):
+            raise InputError(
+                f"--model_type={settings.model_type} does not suit {text.name}: what is between "
+                "its spaces is too long for a piece; choose unigram or char") from None
         if not settings.vocab_size:
             why = str(error).splitlines()[-1]
             raise InputError(f"no tokenizer can be trained on {text.name}: {why}") from None
@@ -139,11 +145,9 @@ def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) ->
     """
     every = -(-text.size // SAMPLE_BYTES)
     lines = []
-    for part in text.parts:
-        for span in corpora.chunks(part, every * SENTENCE_BYTES):
-            blocks = corpora.blocks(Text(text.name, [span]), SENTENCE_BYTES)
-            for block in itertools.islice(blocks, 1 if every > 1 else None):
-                lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
+    for span in corpora.spans(text, every * SENTENCE_BYTES):
+        block, _ = next(corpora.blocks(span, SENTENCE_BYTES))
+        lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
     return lines
 
 
@@ -294,8 +298,10 @@ class Tokenizer:
 
     def shown(self, prompt):
         """A prompt as what continues it fits: the tokenizer puts a space before a word itself."""
-        tf = cli.tensorflow()
-        return prompt if self.keeps_white_space else tf.strings.regex_replace(prompt, " +$", "")
+        if self.keeps_white_space:
+            return prompt
+        unseen = "" if self._normalization == "identity" else f"|{INVISIBLE}"
+        return cli.tensorflow().strings.regex_replace(prompt, f"( |{WHITE_SPACE}{unseen})+$", "")
 
 
 def _sentencepiece(model: bytes):

@@ -193,12 +193,88 @@ def test_one_file_is_split_contiguously_at_breaks(text, tmp_path):
         assert all(part[-1].isspace() for part in parts)
 
 
-def test_a_folder_takes_both_ways_of_naming(tmp_path):
-    for name in ("train.txt", "wiki.valid.tokens", "test.txt"):
-        (tmp_path / name).write_text("x")
-    assert own_text.from_folder(tmp_path).texts["valid"].name == "wiki.valid.tokens"
-    (tmp_path / "test.txt").unlink()
-    with pytest.raises(InputError, match="holds no test.txt, wiki.test.tokens or wiki.test.raw"):
+def write_all(folder, names):
+    """Each file holds its own name."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(f"{name}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["train.txt", "wiki.valid.tokens", "test.txt"], "train.txt, wiki.valid.tokens, test.txt"),
+        (["TRAIN.TXT", "Valid.txt", "test.TXT"], "TRAIN.TXT, Valid.txt, test.TXT"),
+        (["train.txt", "val.txt", "test.txt"], "train.txt, val.txt, test.txt"),
+        (["Wiki.Train.Raw", "wiki.validation.raw", "wiki.test.raw"], "Wiki.Train.Raw, wiki.valida"),
+        (
+            ["Train/b/10.txt", "Train/b/9.txt", "dev/a.TXT", "TEST/a.txt"],
+            "Train/ (2 text file(s)), dev/ (1 text file(s)), TEST/ (1 text file(s))",
+        ),
+        (["train/a.txt", "dev.txt", "test/.b.txt", "test/a.txt"], "train/ (1 text file(s)), dev.t"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_splits_are_known_by_their_names(names, said, tmp_path, capsys):
+    write_all(tmp_path, [*names, "a.txt", "other/b.txt", "notes.md"])
+    corpus = own_text.from_folder(tmp_path)
+    visible = [name for name in names if "/." not in name]
+    train, valid, test = (content.decode().splitlines() for content in content_of(corpus).values())
+    assert (train, valid, test) == (visible[-3::-1], visible[-2:-1], visible[-1:])
+    assert not own_text.is_to_split(tmp_path) and corpus.texts["test"].name in names[-1]
+    told = capsys.readouterr().out
+    assert told.startswith(f"{tmp_path}: {said}")
+    left_out = 3 + len(names) - len(visible)
+    assert told.endswith(f"; {left_out} other file(s) or folder(s) left out, such as a.txt\n")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["train.txt", "valid.txt", "book.txt"], "holds train.txt but no test.txt: add that file"),
+        (["test.txt", "book.txt"], "holds test.txt but no train.txt: .* or rename test.txt if it"),
+        (["train/a.txt", "test/a.txt"], "holds train but no valid.txt"),
+        (["train.txt", "wiki.train.tokens", "valid.txt", "test.txt"],
+         "holds both train.txt and wiki.train.tokens: leave one of them there as train"),
+        (["train.txt", "val.txt", "dev.txt", "test.txt"], "both dev.txt and val.txt: .* as valid"),
+        (["train.txt", "train/a.txt", "valid.txt", "test.txt"], "both train and train.txt"),
+        (["ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"],
+         "holds ptb.test.txt and ptb.train.txt, which would be joined: name splits train.txt, "),
+        (["train-00000-of-12.txt", "Test-00000-of-1.txt"], "holds Test-00000-of-1.txt and train-0"),
+        (["wikitext/train.txt", "wikitext/test.txt"], "holds wikitext/test.txt and wikitext/train"),
+        (["x/train/a.txt", "x/dev/a.txt"], "holds x/dev and x/train, which would be joined"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_test_text_is_never_trained_on(names, message, tmp_path):
+    write_all(tmp_path, names)
+    with pytest.raises(InputError, match=message) as error:
+        own_text.from_folder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_books_with_words_for_splits_in_their_names_are_books(tmp_path, capsys):
+    write_all(tmp_path, [
+        "How to train your dragon.txt", "The test of time.txt", "attestation.txt", "trains.txt",
+        "a/test.txt", "b/train.txt", "validity/x.txt", "~$attestation.txt"])
+    own_text.from_folder(tmp_path, 0.3, 0.3)
+    told = capsys.readouterr().out
+    assert ": 7 text file(s)," in told and "1 other" in told and "such as ~$attestation.txt" in told
+
+
+@pytest.mark.parametrize("where", ["a/locked", "train/locked", ""])
+def test_a_folder_that_cannot_be_read_is_named(where, tmp_path, monkeypatch):
+    write_all(tmp_path, ["b.txt", f"{where}/c.txt", "d/e.txt"])
+    scandir = os.scandir
+
+    def as_who_may_not(path):
+        if path == str(tmp_path / where):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", as_who_may_not)
+    with pytest.raises(InputError, match=f"{tmp_path / where} cannot be read .Permission denied.:"):
         own_text.from_folder(tmp_path)
 
 
@@ -220,7 +296,7 @@ def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
         text.endswith("\n") for text in (train, valid, test)
     )
     (tmp_path / "test.txt").write_text("x\n")
-    with pytest.raises(InputError, match="holds no train.txt, wiki.train.tokens or wiki.train.raw"):
+    with pytest.raises(InputError, match="holds test.txt but no train.txt"):
         own_text.from_folder(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no .txt files"):
@@ -245,28 +321,57 @@ def test_chunks_are_the_part_and_their_lines_its_lines(text, size, tmp_path, mon
     ) == part[1:]
     assert len(chunks) > 1 or size + 12 > len(text.encode())
     blocks = list(corpora.blocks(corpora.whole_file(path), size))
-    assert (
-        len(blocks) == len(chunks)
-        and b"".join(blocks) == (text.removeprefix("\ufeff").removesuffix("\n") + "\n").encode()
-    )
-    for block in blocks:
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    assert len(blocks) == len(chunks)
+    assert b"".join(block for block, _ in blocks) == (lines.removesuffix("\n") + "\n").encode()
+    assert sum(num_bytes for _, num_bytes in blocks) == len(lines.encode())
+    for block, _ in blocks:
         block.decode()
         assert (
             size >= 12
             or "one two" not in text
-            or block.endswith((b"\n", b"\r\n", b" "))
+            or block.endswith((b"\n", b" "))
             or len(block) < 12
         )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_no_block_ends_within_a_line_end(size, tmp_path):
-    (tmp_path / "text.txt").write_bytes(b"a\r\nb\rc\nd\r\n\r\r\ne")
-    assert not [
-        block
-        for block in list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))[1:]
-        if block.startswith(b"\n")
-    ]
+@pytest.mark.parametrize("break_bytes", [1, 2, 3, 1 << 16])
+def test_no_block_ends_within_a_line_end(size, break_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "BREAK_BYTES", break_bytes)
+    content = b"a\r\nb\rc\nd\r\n\r\r\ne"
+    (tmp_path / "text.txt").write_bytes(content)
+    blocks = [block for block, _ in corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size)]
+    assert b"".join(blocks) == b"a\nb\nc\nd\n\n\ne\n"
+
+
+@pytest.mark.parametrize("last", ["", "\n"])
+@pytest.mark.parametrize("size", [1, 10, 1000])
+def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(size, last, tmp_path):
+    """The blocks of a text are the same however its files write lines, and so are their bytes."""
+    lines = f"one two\n\ndrei \u00e4\nfour{last}"
+    for mark in ("", "\ufeff"):
+        for line_end in ("\n", "\r\n", "\r"):
+            (tmp_path / "text.txt").write_bytes((mark + lines.replace("\n", line_end)).encode())
+            blocks = list(corpora.blocks(corpora.whole_file(tmp_path / "text.txt"), size))
+            assert b"".join(block for block, _ in blocks) == f"{lines.rstrip()}\n".encode()
+            assert sum(num_bytes for _, num_bytes in blocks) == len(lines.encode())
+
+
+def test_small_files_are_joined_in_blocks_as_they_follow(tmp_path):
+    contents = [b"\xef\xbb\xbfone\n", b"", b"two", b"three\n" * 30, b"four\n", b"five"]
+    parts = []
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.txt").write_bytes(content)
+        parts += corpora.whole_file(tmp_path / f"{number}.txt").parts
+    text = corpora.Text("many", parts)
+    whole = b"one\ntwo\n" + b"three\n" * 30 + b"four\nfive\n"
+    for size, count in [(1, None), (20, None), (100, 3), (150, 3), (1000, 1)]:
+        blocks = [block for block, _ in corpora.blocks(text, size)]
+        assert b"".join(blocks) == whole and count in (None, len(blocks))
+    assert all(
+        span.size <= 100 or len(span.parts) == 1 for span in corpora.spans(text, 100)
+    )
 
 
 def test_wikitext_103_is_downloaded_once_from_its_archive(tiny_corpora, internet, tmp_path):
@@ -351,7 +456,7 @@ def test_a_folder_of_real_people(tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "books: 6 text file(s), from again.txt to z/linked.txt; "
-        "9 other file(s) or hidden folder(s) left out" in said
+        "9 other file(s) or folder(s) left out" in said
     )
     with pytest.raises(InputError, match="holds no .txt files: 1 other .* such as a.txt.gz"):
         (tmp_path / "packed").mkdir()
@@ -396,10 +501,23 @@ def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_pat
         (b"fine\n" * 300_000 + b"caf\xe9\n", "is not UTF-8: line 300001, byte 4; iconv converts"),
         (gzip.compress(b"text " * 99), "is compressed: unpack it with gunzip"),
         (lzma.compress(b"text " * 99), "is compressed: unpack it with unxz"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "is compressed: unpack it with 7z x"),
+        (b"PK\x03\x04\x14\0\xff", "is a zip archive or an office document: unzip it, or save it"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is a PDF document: pdftotext converts it"),
+        (b"PAR1\x15\x04\x15\0\xff", "is a Parquet table: write its column of text to a .txt file"),
+        (b"\x89PNG\r\n\x1a\n\0", "is a picture"),
+        (b"SQLite format 3\0\x10", "is an SQLite database: write its text to a .txt file"),
+        ("Wer, was und wo\n".encode("utf-16-le"), "is UTF-16LE: iconv -f UTF-16LE -t UTF-8 conv"),
+        ("K\u0101 t\u0101 \u0100\n".encode("utf-16-be"), "is UTF-16BE: iconv -f UTF-16BE -t UTF-8"),
+        ("Wer, was und wo\n".encode("utf-16"), "is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"),
+        ("Wer, was und wo\n".encode("utf-32"), "is UTF-32: iconv -f UTF-32 -t UTF-8 converts it"),
+        (b"fine\nno\0t fine\n", "has a NUL, as no text has: line 2, byte 3; tr -d '.000' removes"),
+        (b"fine\n" * 300_000 + b"no\0t", "has a NUL, as no text has: line 300001, byte 3; tr"),
+        (b"\x80\x04\x95\0\0\0\0", "is no text: line 1, byte 1 is not UTF-8, and it has NULs: save"),
     ],
-    ids=["latin", "latin behind a block", "gzip", "xz"],
+    ids=lambda value: value[:25] if isinstance(value, str) else "",
 )
-def test_text_that_is_not_utf8_is_named(content, message, tmp_path):
+def test_what_is_not_utf8_is_told_for_what_it_is(content, message, tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"text.txt {message}"):

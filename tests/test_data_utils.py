@@ -143,6 +143,24 @@ def test_metadata_tells_what_the_files_hold(data_dir, corpus_dir):
             assert counts == np.bincount(tokens, minlength=VOCAB_SIZE).tolist()
 
 
+def test_metadata_do_not_depend_on_how_a_file_writes_its_lines(corpus_dir, data_dir, tmp_path):
+    shutil.copytree(corpus_dir, tmp_path / "corpus")
+    for split, mark, line_end in [
+        ("train", "", "\r\n"), ("valid", "\ufeff", "\r\n"), ("test", "", "\r")
+    ]:
+        path = tmp_path / "corpus" / f"{split}.txt"
+        path.write_bytes((mark + path.read_text().replace("\n", line_end)).encode())
+    make_data(tmp_path / "corpus", tmp_path / "data", shards=2)
+    made, expected = files_of(tmp_path / "data"), files_of(data_dir)
+    assert {name for name in made if made[name] != expected[name]} == {"metadata.json"}
+    made, expected = (
+        data_utils.read_metadata(folder)["splits"] for folder in (tmp_path / "data", data_dir)
+    )
+    for split in corpora.SPLITS:
+        del made[split]["text_sha256"], expected[split]["text_sha256"]
+    assert made == expected
+
+
 def files_of(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -400,6 +418,11 @@ def test_wikitext2_is_whole(tmp_path, monkeypatch):
         "train": 2_051_910,
         "valid": 213_886,
         "test": 241_211,
+    }
+    assert {split: entry["bytes"] for split, entry in splits.items()} == {
+        "train": 10_797_148,
+        "valid": 1_121_681,
+        "test": 1_256_449,
     }
     assert {entry["unknown_characters"] for entry in splits.values()} == {0}
     tokenizer = Tokenizer(tmp_path / "data" / "tokenizer.model")

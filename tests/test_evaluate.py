@@ -168,6 +168,16 @@ def test_a_text_file_is_scored_as_the_split_that_it_is(run, corpus_dir, tmp_path
     assert report["bits_per_byte"] > 2  # every byte of it counts
 
 
+def test_figures_do_not_depend_on_how_a_file_writes_its_lines(run, corpus_dir, tmp_path):
+    lines, names = (corpus_dir / "test.txt").read_text(), ("bits_per_byte", "word_perplexity")
+    expected = evaluate_run(run, "test")
+    for number, (mark, line_end) in enumerate([("", "\r\n"), ("", "\r"), ("\ufeff", "\n")]):
+        path = tmp_path / f"{number}.txt"
+        path.write_bytes((mark + lines.replace("\n", line_end)).encode())
+        report = evaluate_run(run, text=path)
+        assert [report[name] for name in names] == [expected[name] for name in names]
+
+
 @pytest.fixture
 def unknowing_run(corpus_dir, tmp_path, monkeypatch):
     """A run whose tokenizer, from elsewhere, does not know all characters of the test split."""

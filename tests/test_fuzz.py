@@ -159,7 +159,7 @@ LINES = ["First, a line.", "", "   ", "and another @-@ one", "The end, without o
 TEXTS = {
     "empty lines": "\n\n".join(LINES * 9),
     "only white space in most lines": "\n \n\t\n".join(LINES * 9),
-    "NUL": "\0\n".join(LINES * 9) + "\0",
+    "what nobody sees": "soft\u00adhyphen zero\u200bwidth mark\ufeff \u200b\n" * 20,
     "CRLF": "\r\n".join(LINES * 9),
     "BOM": "\ufeff" + "\n".join(LINES * 9),
     "control characters": "\x07\x1b[31m\x7f\n".join(LINES * 9),
@@ -223,7 +223,8 @@ def test_a_tokenizer_learns_from_any_text_or_says_why_not(text, tmp_path):
         (b"good\n\xff\xfe\n", "line 2, byte 1"),
         (b"\xed\xa0\x80 a lone surrogate\n", "line 1, byte 1"),
         (b"good\nbroken \xe2\x82", "line 2, byte 8"),
-        ("UTF-16".encode("utf-16"), "line 1, byte 1"),
+        ("UTF-16".encode("utf-16"), "is UTF-16: iconv"),
+        (b"good\n\0\n", "line 2, byte 1"),
         (b"", "is empty"),
         (b" \n\t\r\n\x0b\n\xe2\x80\xa8\n", "is empty"),
     ],

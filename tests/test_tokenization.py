@@ -113,6 +113,30 @@ def test_text_appears_as_soon_as_its_bytes_do(tokenizers):
     assert "".join(tokenizer.decode([*ids, EOS, *ids], within_line=True)) == " ab ☃😀\nab ☃😀"
 
 
+@pytest.mark.parametrize(
+    "end, kept",
+    [
+        (" ", ""),
+        ("\t", ""),
+        ("\u3000 \xa0▁", ""),
+        (" \u200b", ""),
+        ("\n", "\n"),
+        (" \r\n\t", " \r\n"),
+        (".", "."),
+    ],
+    ids=ascii,
+)
+def test_what_continues_a_prompt_brings_the_only_space(end, kept, tokenizers):
+    for kind in ("unigram", "bpe", "word"):
+        tokenizer, _ = tokenizers[kind]
+        assert tokenizer.shown(f"a b{end}").numpy().decode() == f"a b{kept}"
+    invisible, _ = tokenizers["identity"]
+    if "\u200b" in end:  # a piece of its own
+        kept = end
+    assert invisible.shown(f"a b{end}").numpy().decode() == f"a b{kept}"
+    assert tokenizers["char"][0].shown(f"a b{end}") == f"a b{end}"
+
+
 @pytest.mark.parametrize("kind", ["unigram", "bpe", "word"])
 def test_white_space_is_one_space_and_what_is_invisible_is_nothing(kind, tokenizers):
     tokenizer, _ = tokenizers[kind]
@@ -244,6 +268,15 @@ def test_a_text_that_sentencepiece_leaves_out_is_told_in_one_line(kind, tmp_path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("size", [None, 262])
+def test_words_that_are_too_long_for_a_tokenizer_are_told_in_one_line(size, tmp_path):
+    (tmp_path / "text.txt").write_text("漢字かな交じり文" * 500 + " end\n")
+    text = corpora.whole_file(tmp_path / "text.txt")
+    message = "--model_type=word does not suit text.txt: .* too long for a piece; choose unigram"
+    with pytest.raises(InputError, match=message):
+        tokenization.train_tokenizer(text, Settings("word", size))
+
+
 def test_a_tokenizer_learns_from_a_sample_of_a_long_text(tmp_path, monkeypatch):
     lines = [f"line {i} of a text" for i in range(1000)]
     (tmp_path / "text.txt").write_text("\n".join(lines))
@@ -261,6 +294,26 @@ def test_a_tokenizer_learns_from_a_sample_of_a_long_text(tmp_path, monkeypatch):
         and sample[0] == 0
         and sample[-1] > 940
     )
+
+
+def test_a_sample_of_many_small_files_is_no_larger_and_costs_no_call_for_each(
+    tmp_path, monkeypatch
+):
+    parts = []
+    for number in range(1000):
+        (tmp_path / f"{number}.txt").write_text(f"file {number}")
+        parts += corpora.whole_file(tmp_path / f"{number}.txt").parts
+    text, calls, split_lines = corpora.Text("many", parts), [], tokenization.split_lines
+    monkeypatch.setattr(
+        tokenization, "split_lines", lambda *given: calls.append(1) or split_lines(*given)
+    )
+    sample = [line for line in tokenization._sample(text, False, "nfkc") if line]
+    assert len(sample) == 1000 and len(calls) == 1
+    monkeypatch.setattr(tokenization, "SENTENCE_BYTES", 100)
+    monkeypatch.setattr(tokenization, "SAMPLE_BYTES", text.size // 10 + 1)
+    sample = [line for line in tokenization._sample(text, False, "nfkc") if line]
+    assert 80 < len(sample) < 120 and sample[0] == b"file 0"
+    assert int(sample[-1].split()[1]) > 880  # a tenth of each span of some 110 files
 
 
 FOREIGN = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3, character_coverage=1.0, minloglevel=2)
@@ -321,7 +374,7 @@ def test_what_another_tokenizer_does_not_know_is_counted_in_characters(
     make_data(folder, tmp_path / "data", tmp_path / "other.model")
     assert [
         ", 2 characters unknown to the tokenizer" in line
-        for line in capsys.readouterr().out.splitlines()
+        for line in capsys.readouterr().out.splitlines()[-3:]
     ] == [False, False, True]
 
 
