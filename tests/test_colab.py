@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import nbformat
 import pytest
 import tiny
 import warm
-from conftest import PROJECT, write_corpus
+from conftest import PROJECT, copy_project, write_corpus
 
 DATA_FLAGS = tiny.as_flags(**tiny.DATA)
 TRAIN_FLAGS = tiny.as_flags(**tiny.NETWORK, max_lr=1e-2, warmup_steps=20)
@@ -46,13 +45,7 @@ def output(cell) -> str:
 @pytest.fixture
 def repository(tmp_path) -> Path:
     """What a user would clone."""
-    copy = shutil.copytree(
-        PROJECT,
-        tmp_path / "origin",
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv", "logs", "tfrecords", "wikitext-2", "__pycache__", ".*_cache"
-        ),
-    )
+    copy = copy_project(tmp_path / "origin")
     git = ["git", "-C", copy, "-c", "user.name=test", "-c", "user.email=test"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], check=True)

@@ -16,7 +16,7 @@ import warm
 from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of, one_line, run_command
-from conftest import PROJECT, make_data, write_corpus
+from conftest import PROJECT, copy_project, make_data, write_corpus
 
 import data_utils
 import evaluate
@@ -38,14 +38,8 @@ TINY_NET = tiny.as_flags(**tiny.NETWORK)
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project without what was made in it."""
-    return Path(
-        shutil.copytree(
-            PROJECT,
-            tmp_path / "project",
-            ignore=shutil.ignore_patterns(".git", ".venv", "data", "logs", "tests", "__pycache__"),
-        )
-    )
+    """A copy of the project."""
+    return copy_project(tmp_path / "project", "tests")
 
 
 def run(project, *command, path=None, cold=False):
