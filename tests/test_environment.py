@@ -1,5 +1,7 @@
 """Which Python the scripts take, and what they install for it."""
 
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -9,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny
 from commands import one_line
-from conftest import PROJECT
+from conftest import PROJECT, copy_project, write_corpus
 from packaging.requirements import Requirement
 
 ENVIRONMENT = PROJECT / "support" / "environment.sh"
@@ -54,18 +57,29 @@ def test_packages_are_looked_at_with_their_versions(requirement, lacks, optimize
     assert look.returncode == 0 and look.stdout.strip() == lacks, look.stderr
 
 
-def test_tensorflow_text_must_be_of_tensorflows_minor_version(tmp_path):
-    """A Python with two packages: folders that look as pip leaves them."""
-    for name, version in (("tensorflow_cpu", "2.20.1"), ("tensorflow_text", "2.19.0")):
-        folder = tmp_path / f"{name}-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
+def dist_info(folder: Path, name: str, version: str):
+    """A folder that looks as pip leaves it for a package."""
+    folder = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize("have, needs", [
+    ({"tensorflow-cpu": "2.20.1", "tensorflow-text": "2.19.0"}, {"tensorflow-text==2.20.*"}),
+    ({"tensorflow": "2.20.0+nv25.1", "tensorflow-text": "2.20.1"}, set()),
+    ({"tensorflow": "2.21.0", "tensorflow-text": "2.21.0"}, {"tensorflow-text!=2.21.0,==2.21.*"}),
+    ({"tensorflow": "2.21.0", "tensorflow-text": "2.21.1"}, set()),
+    ({"tensorflow": "2.17.0", "tensorflow-text": "2.17.0"},
+     {"tensorflow<2.22,>=2.18", "tensorflow-text!=2.21.0,<2.22,>=2.18"})])
+def test_tensorflow_text_must_fit_tensorflow(have, needs, tmp_path):
+    for name, version in have.items():
+        dist_info(tmp_path, name, version)
     os.symlink(Path(sys.modules["packaging"].__file__).parent, tmp_path / "packaging")
     look = [sys.executable, "-S", PROJECT / "support" / "missing_packages.py"]
     done = subprocess.run([*look, PROJECT / "requirements.txt"], capture_output=True, text=True,
                           env={"PYTHONPATH": str(tmp_path)})
-    assert "tensorflow-text==2.20.*" in done.stdout.split(), done.stderr
-    assert not re.search("^tensorflow[<>=]", done.stdout, re.M)
+    found = {line for line in done.stdout.split() if re.match("tensorflow(-text)?[^a-z-]", line)}
+    assert found == needs, done.stderr
 
 
 @pytest.fixture
@@ -116,13 +130,18 @@ def wheel(folder: Path, name: str, version: str):
 BASE_PYTHON = Path(sys.base_prefix) / "bin"  # without packages
 
 
+def link_packages(folder: Path, *left_out: str):
+    """A folder for PYTHONPATH that has the packages of this Python, but some."""
+    folder.mkdir()
+    for path in Path(sys.modules["numpy"].__file__).parent.parent.iterdir():
+        if not path.name.startswith(left_out):
+            os.symlink(path, folder / path.name)
+
+
 @pytest.fixture
 def module_of_a_cluster(tmp_path):
     """Environment variables with which a bare Python has TensorFlow, and pip another package."""
-    (tmp_path / "packages").mkdir()
-    for path in Path(sys.modules["numpy"].__file__).parent.parent.iterdir():
-        if not path.name.startswith(("pip", "wheel", "setuptools")):
-            os.symlink(path, tmp_path / "packages" / path.name)
+    link_packages(tmp_path / "packages", "pip", "wheel", "setuptools")
     (tmp_path / "wheels").mkdir()
     wheel(tmp_path / "wheels", "lacking", "1.5")
     return {
@@ -131,7 +150,30 @@ def module_of_a_cluster(tmp_path):
         "PIP_FIND_LINKS": str(tmp_path / "wheels")}
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a Python without the packages")
+needs_a_bare_python = pytest.mark.skipif(
+    sys.prefix == sys.base_prefix, reason="needs a Python without the packages")
+
+
+@needs_a_bare_python
+def test_all_runs_with_tensorflow_cpu(tmp_path):
+    """It has another name for pip, and the modules of tensorflow."""
+    version = importlib.metadata.version("tensorflow")
+    link_packages(tmp_path / "packages", "tensorflow-", "tensorflow_cpu-")
+    dist_info(tmp_path / "packages", "tensorflow-cpu", version)
+    project = copy_project(tmp_path / "project", "tests")
+    write_corpus(project / "mine")
+    environment = {"PATH": f"{BASE_PYTHON}:/usr/bin:/bin", "HOME": str(tmp_path),
+                   "PYTHONPATH": str(tmp_path / "packages")}
+    network = tiny.as_flags(**tiny.NETWORK, max_steps=5)
+    for command in (["./make_data.sh", "--input_dir=mine", *tiny.as_flags(**tiny.DATA)],
+                    ["./train.sh", *network], ["python3", "evaluate.py", "--run=logs/supernet"]):
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    results = json.loads((project / "logs" / "supernet" / "results.json").read_text())
+    assert results["versions"]["tensorflow"] == version
+
+
+@needs_a_bare_python
 def test_a_tensorflow_that_is_there_is_used(project, module_of_a_cluster):
     needs = project / "needs.txt"
     needs.write_text("tensorflow>=2\ntensorflow-text>=2\nabsl-py\n")
