@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 ENVIRONMENT = PROJECT / "support" / "environment.sh"
 TOOLS = ("bash", "dirname", "readlink", "grep", "tail", "head", "mkdir", "chmod", "cat", "paste",
-         "mktemp", "rm")
+         "mktemp", "rm", "sed")
 
 # What Colab had on 2026-08-19 (its GPU image: Ubuntu 22.04, Python 3.13), of what we need.
 COLAB = {
@@ -116,10 +116,12 @@ def test_the_scripts_work_through_a_link_from_any_folder(project, tmp_path):
         assert set(tmp_path.rglob("*")) == before
 
 
-def wheel(folder: Path, name: str, version: str):
+def wheel(folder: Path, name: str, version: str, *needs: str):
     """A package for pip that holds nothing."""
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}",
+             *(f"Requires-Dist: {requirement}" for requirement in needs)]
     contents = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "METADATA": "\n".join(lines) + "\n",
         "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": ""}
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
@@ -192,6 +194,63 @@ def test_a_tensorflow_that_is_there_is_used(project, module_of_a_cluster):
     shutil.rmtree(project / ".venv")
     dry = python_of(project, needs, script=script, PIP_DRY_RUN="1", **module_of_a_cluster)
     assert "still lacks lacking>=1: does a setting of pip" in one_line(dry)
+
+
+@pytest.fixture
+def active(project, tmp_path):
+    """Environment variables of an active environment with a TensorFlow, and an older numpy."""
+    venv = tmp_path / "active"
+    make = [BASE_PYTHON / "python3", "-m", "venv", "--system-site-packages", "--without-pip", venv]
+    subprocess.run(make, check=True)
+    packages, = venv.glob("lib/python*/site-packages")
+    dist_info(packages, "tensorflow", "2.19.1+nv25.3")
+    dist_info(packages, "numpy", "1.26.4")
+    os.symlink(Path(sys.modules["packaging"].__file__).parent, packages / "packaging")
+    (tmp_path / "wheels").mkdir()
+    for version in ("1.26.4", "2.5.0"):
+        wheel(tmp_path / "wheels", "numpy", version)
+    wheel(tmp_path / "wheels", "lacking", "2.0", "numpy>=2")
+    return {"path": f"{venv / 'bin'}:/usr/bin:/bin", "PIP_NO_INDEX": "1",
+            "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+
+
+def versions_in(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("lib/python*/site-packages/*.dist-info")}
+
+
+@needs_a_bare_python
+def test_what_is_installed_stays_as_it_is(active, project, tmp_path):
+    needs, script = project / "needs.txt", project / "support" / "environment.sh"
+    before = versions_in(tmp_path / "active")
+    for line in ("lacking>=1", "numpy>=2"):
+        needs.write_text(f"tensorflow>=2\n{line}\n")
+        told = one_line(python_of(project, needs, script=script, **active))
+        assert f"cannot install {line} and leave numpy==1.26.4 as it is:" in told
+        assert versions_in(tmp_path / "active") == before
+    wheel(tmp_path / "wheels", "lacking", "1.5", "numpy")  # an older one fits
+    needs.write_text("tensorflow>=2\nlacking>=1\n")
+    beside = python_of(project, needs, script=script, **active)
+    message, chosen = beside.stdout.splitlines()
+    assert message == "installing lacking>=1 beside its TensorFlow, once", beside.stderr
+    assert chosen == "chose python3"
+    assert versions_in(tmp_path / "active") == before | {"lacking-1.5"}
+
+
+@needs_a_bare_python
+def test_what_a_venv_builds_upon_stays_as_it_is(active, project, tmp_path):
+    """The packages are the system's here; what .venv itself has may be replaced."""
+    packages, = (tmp_path / "active").glob("lib/python*/site-packages")
+    active |= {"path": f"{BASE_PYTHON}:/usr/bin:/bin", "PYTHONPATH": str(packages)}
+    needs, script = project / "needs.txt", project / "support" / "environment.sh"
+    needs.write_text("tensorflow>=2\nlacking>=1\n")
+    told = one_line(python_of(project, needs, script=script, **active))
+    assert "cannot install lacking>=1 and leave numpy==1.26.4 as it is:" in told
+    for version in ("1.5", "1.7"):
+        needs.write_text(f"tensorflow>=2\nlacking=={version}\n")
+        wheel(tmp_path / "wheels", "lacking", version, "numpy")
+        done = python_of(project, needs, script=script, **active)
+        assert done.stdout.endswith(f"chose {project}/.venv/bin/python\n"), done.stderr
+        assert versions_in(project / ".venv") == {f"lacking-{version}"}
 
 
 @pytest.mark.parametrize("make", [
