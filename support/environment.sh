@@ -6,12 +6,14 @@
 
 set -euo pipefail
 unset CDPATH PYTHONSAFEPATH # cd would print the folder; Python would not find the modules beside a program
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 fail() {
   echo "error: $*" >&2
   exit 1
 }
+
+pwd -P >/dev/null 2>&1 || fail "the current folder has been removed: change to one that exists"
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 missing() { # interpreter, requirement files; fails where the interpreter does
   "$1" "$project/support/missing_packages.py" "${@:2}" 2>/dev/null

@@ -3,6 +3,7 @@
 # The first minute tells whether the installation works.
 # COLD=1 tests/run.sh starts every Python from nothing (warm.py), which takes longer. WIKITEXT2 names a folder with WikiText-2, for the
 # tests that need it. Nothing else of your environment, and nothing in data/ and logs/, is seen by a test.
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt" "$project/tests/requirements.txt"
 cd "$project"

@@ -123,6 +123,11 @@ def test_a_clone_that_fails_says_what_to_do(address, elsewhere):
         nbclient.NotebookClient(notebook, resources=resources).execute()
 
 
+def test_no_cell_needs_the_permission_to_run_a_script():
+    """Which an upload to Colab or Drive drops."""
+    assert not [cell.source for cell in NOTEBOOK.cells if "./" in cell.source]
+
+
 def test_outputs_are_not_committed_and_every_cell_is_explained():
     for before, cell in zip(NOTEBOOK.cells, NOTEBOOK.cells[1:]):
         if cell.cell_type == "code":
