@@ -104,7 +104,7 @@ install() { # requirements, a line each
     return
   fi
   local constraints text others # nothing changes beside a TensorFlow, whatever tensorflow-text asks for
-  constraints=$(kept "$1")
+  constraints=$(kept "$1") || return
   text=$(grep '^tensorflow-text' <<<"$1") || text=
   others=$(grep -v '^tensorflow-text' <<<"$1") || others=
   { [ -z "$others" ] || "$PYTHON" -m pip install -c /dev/fd/3 -r /dev/stdin <<<"$others" 3<<<"$constraints"; } &&
