@@ -409,10 +409,10 @@ def tokenizer_sha256(metadata: dict) -> str:
 
 def versions() -> dict:
     """The commit of this program, and the versions of all else that results depend on."""
-    packages = ("tensorflow", "tensorflow-text", "keras", "sentencepiece", "numpy")
+    packages = ("tensorflow-text", "keras", "sentencepiece", "numpy")
     of_packages = {name: importlib.metadata.version(name) for name in packages}
-    project = Path(__file__).parent
-    return {"commit": commit(project), "python": platform.python_version()} | of_packages
+    return {"commit": commit(Path(__file__).parent), "python": platform.python_version(),
+            "tensorflow": cli.tensorflow().__version__} | of_packages  # maybe of tensorflow-cpu
 
 
 def commit(project: Path) -> str | None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The default experiment: the SuperNet on what make_data.sh made. Flags given here come last and win: ./train.sh --epochs=1
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/support/environment.sh"
 use_python "$project/requirements.txt"
 exec "$PYTHON" "$project/train.py" \

@@ -5,6 +5,7 @@
 # prints it and draws quality over cost.
 # It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, searches too:
 # recipes/compare.sh --d_ffn=512. Less of it: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 seeds=${SEEDS-0 1} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
@@ -19,7 +20,11 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-logs=${logs/#\~/$HOME} first_seed=${seeds%% *} trained=
+home=~ first_seed=${seeds%% *} trained= # ~ is known without HOME too
+case $logs in
+  "~" | "~/"*) logs=$home${logs#\~} ;;
+  "~"*) fail "--logs_dir=$logs: write the path without ~" ;;
+esac
 [ -n "$first_seed" ] || fail "SEEDS is empty"
 case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks: PICKS=\"iddaaa aaaidi\"" ;; esac
 
@@ -34,7 +39,7 @@ fi
 echo "$all" >"$logs/compare_flags"
 
 train() { # name, flags: once
-  [ -e "$logs/compare_$1/results.json" ] || "$project/train.sh" --model_name="compare_$1" $training "${@:2}"
+  [ -e "$logs/compare_$1/results.json" ] || bash "$project/train.sh" --model_name="compare_$1" $training "${@:2}"
 }
 
 train_alone() { # name, letters, seed, flags: once

@@ -4,10 +4,11 @@
 # `bits_per_byte` is what the tables call bits per character. 50 epochs are about Transformer-XL's 400,000 steps. Learning rate and
 # batch are Transformer-XL's too; temperature and gradient clipping are ours.
 # Flags given here come last and win.
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/enwik8-tfrecords
-[ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=enwik8 \
+[ -e "$data/metadata.json" ] || bash "$project/make_data.sh" --corpus=enwik8 \
   --model_type=char --normalization_rule_name=identity --vocab_size=512 --add_eos --batch_size=22 --seq_len=512 --output_dir="$data"
 exec "$PYTHON" "$project/train.py" \
   --data_dir="$data" \

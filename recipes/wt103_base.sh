@@ -3,10 +3,11 @@
 # layers of attention and dense. On 8 GPUs a batch of 256 rows is 32 rows for each. Flags given here come last and win.
 # Where several machines train, make the data on one of them first, by the line below.
 # Vocabulary, cutoffs and schedule are ours: the paper's vocabulary is 267,735 words.
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/wikitext-103-tfrecords
-[ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=wikitext-103 --vocab_size=16000 --batch_size=256 --seq_len=192 --output_dir="$data"
+[ -e "$data/metadata.json" ] || bash "$project/make_data.sh" --corpus=wikitext-103 --vocab_size=16000 --batch_size=256 --seq_len=192 --output_dir="$data"
 exec "$PYTHON" "$project/train.py" \
   --data_dir="$data" \
   --model_name=wt103_base \

@@ -2,10 +2,11 @@
 # WikiText-2 by words, the task of the published tables: 33,278 different tokens with [EOS], none unknown, case kept. The perplexity
 # of this run compares with theirs: docs/results.md has both. The sizes are those of the default experiment, the learning rate is
 # that of recipes/fast.sh. Flags given here come last and win: --architecture=adadad trains a fixed network.
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 data=data/wikitext-2-words-tfrecords
-[ -e "$data/metadata.json" ] || "$project/make_data.sh" --corpus=wikitext-2 \
+[ -e "$data/metadata.json" ] || bash "$project/make_data.sh" --corpus=wikitext-2 \
   --model_type=word --normalization_rule_name=identity --add_eos --output_dir="$data"
 exec "$PYTHON" "$project/train.py" \
   --data_dir="$data" \

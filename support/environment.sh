@@ -2,16 +2,18 @@
 #
 # That is python3 where it has them all (Colab), or else .venv. What is missing is installed once: into python3's own environment on
 # Colab and where a virtual one that has TensorFlow is active, otherwise into .venv. Where python3 has a TensorFlow that fits (a
-# container, conda, a module of a cluster), .venv builds upon it and holds only what is missing.
+# container, conda, a module of a cluster), .venv builds upon it and holds only what is missing. What is installed stays as it is.
 
 set -euo pipefail
 unset CDPATH PYTHONSAFEPATH # cd would print the folder; Python would not find the modules beside a program
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 fail() {
   echo "error: $*" >&2
   exit 1
 }
+
+pwd -P >/dev/null 2>&1 || fail "the current folder has been removed: change to one that exists"
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 missing() { # interpreter, requirement files; fails where the interpreter does
   "$1" "$project/support/missing_packages.py" "${@:2}" 2>/dev/null
@@ -72,12 +74,20 @@ use_python() { # requirement files
     echo "installing $(paste -sd ' ' - <<<"$packages") $where, once"
   fi
   log=$(mktemp "${TMPDIR:-/tmp}/install.XXXXXX")
-  install "$packages" >"$log" 2>&1 ||
-    fail "the installation failed ($(grep -i 'error\|no module named' "$log" | tail -n 1)); all of it is in $log; run this again when it is mended"
+  install "$packages" >"$log" 2>&1 || fail_installation "$packages" "$log"
   fits "$PYTHON" "$@" ||
     fail "pip ended well, but $PYTHON still lacks $(missing "$PYTHON" "$@" | paste -sd ' ' -): does a setting of pip, such as" \
       "PIP_TARGET, PIP_PREFIX or PIP_DRY_RUN, send packages elsewhere? All that pip said is in $log"
   rm "$log"
+}
+
+fail_installation() { # requirements, a line each; what pip said
+  local stays
+  if stays=$(grep -o '(constraint) .*' "$2"); then
+    fail "cannot install $(paste -sd ' ' - <<<"$1") and leave $(echo ${stays//(constraint) /}) as it is: change that yourself, or" \
+      "run this in another environment; all that pip said is in $2"
+  fi
+  fail "the installation failed ($(grep -i 'error\|no module named' "$2" | tail -n 1)); all of it is in $2; run this again when it is mended"
 }
 
 make_venv() { # interpreter, options
@@ -93,9 +103,16 @@ install() { # requirements, a line each
     "$PYTHON" -m pip install -r /dev/stdin <<<"$1"
     return
   fi
-  local text others # a TensorFlow that is there stays as it is, whatever tensorflow-text asks for
+  local constraints text others # nothing changes beside a TensorFlow, whatever tensorflow-text asks for
+  constraints=$(kept "$1") || return
   text=$(grep '^tensorflow-text' <<<"$1") || text=
   others=$(grep -v '^tensorflow-text' <<<"$1") || others=
-  { [ -z "$others" ] || "$PYTHON" -m pip install -r /dev/stdin <<<"$others"; } &&
-    { [ -z "$text" ] || "$PYTHON" -m pip install --no-deps -r /dev/stdin <<<"$text"; }
+  { [ -z "$others" ] || "$PYTHON" -m pip install -c /dev/fd/3 -r /dev/stdin <<<"$others" 3<<<"$constraints"; } &&
+    { [ -z "$text" ] || "$PYTHON" -m pip install --no-deps -c /dev/fd/3 -r /dev/stdin <<<"$text" 3<<<"$constraints"; }
+}
+
+kept() { # requirements; all that is installed, as constraints for pip, but in .venv without what has to be replaced
+  local replaced=
+  [ "$PYTHON" != "$project/.venv/bin/python" ] || replaced=$(grep -o '^[[:alnum:]_.-]*' <<<"$1" | sed 's/^/--exclude=/')
+  "$PYTHON" -m pip list --format=freeze $replaced
 }

@@ -18,6 +18,10 @@ BLOCK_BYTES = 1 << 20
 MOST_JSON = 1 << 26  # bytes of a JSON file
 
 
+class NotWritten(OSError):
+    """A file or folder cannot be written; the message names it."""
+
+
 def blocks(path: Path, start: int = 0, end: float = math.inf) -> Iterator[bytes]:
     """The content of a file, or of a part of it in bytes, a block at once."""
     with open(path, "rb") as file:
@@ -179,4 +183,4 @@ def named(path: Path) -> Iterator[None]:
         if not isinstance(error, (OSError, tensorflow.errors.OpError) if tensorflow else OSError):
             raise
         reason = getattr(error, "strerror", None) or cli.reason(error)
-        raise OSError(f"cannot write {path}: {reason}") from None
+        raise NotWritten(f"cannot write {path}: {reason}") from None

@@ -19,25 +19,29 @@ def installed(name: str) -> str | None:
     return None
 
 
-def text_requirement(tensorflow: str) -> str:
-    """The tensorflow-text that loads with a version of TensorFlow: of its minor version."""
-    major, minor, *_ = tensorflow.split(".")
-    return f"tensorflow-text=={major}.{minor}.*,!=2.21.0"  # which lacks a symbol of ICU
+def text_requirement(tensorflow_version: str) -> str:
+    """The tensorflow-text that loads with a TensorFlow: of its minor version, and not a broken one.
+
+    2.21.0 lacks a symbol of ICU.
+    """
+    major, minor, *_ = tensorflow_version.split(".")
+    broken = ",!=2.21.0" if (major, minor) == ("2", "21") else ""
+    return f"tensorflow-text=={major}.{minor}.*{broken}"
 
 
 def missing(lines: list[str]) -> list[str]:
-    """The requirements that are not met; tensorflow-text must be of TensorFlow's minor version."""
+    """The requirements that are not met; tensorflow-text must fit TensorFlow's minor version."""
     from packaging.requirements import Requirement
 
-    found = []
+    found = {}
     for requirement in map(Requirement, lines):
         tensorflow = installed("tensorflow")
         if requirement.name == "tensorflow-text" and tensorflow and "tensorflow" not in found:
             requirement = Requirement(text_requirement(tensorflow))
         have = installed(requirement.name)
         if have is None or not requirement.specifier.contains(have, prereleases=True):
-            found.append(str(requirement))
-    return found
+            found[requirement.name] = str(requirement)
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def get(name: str, folder: Path) -> Corpus:
     Raises:
       InputError: a file in `folder` is not the published one.
       Unreachable: no source delivers a file.
+      files.NotWritten: `folder` cannot be written.
     """
     corpus = PUBLISHED[name]
     for file, expected in corpus.hashes.items():
@@ -74,7 +75,9 @@ def get(name: str, folder: Path) -> Corpus:
             raise InputError(
                 f"{folder / file} is not {name} as published: delete it to download it again, "
                 "or use it as your own text with --input_dir or --input_text")
-    _download(name, folder, [file for file in corpus.members if not (folder / file).exists()])
+    if missing := [file for file in corpus.members if not (folder / file).exists()]:
+        with _workspace(folder) as workspace:
+            _download(name, workspace, missing)
     if len(corpus.members) == len(SPLITS):
         return Corpus(name, {split: whole_file(folder / f"{split}.txt") for split in SPLITS})
     path = folder / name
@@ -97,13 +100,32 @@ def _hash(path: Path, like: str) -> str:
     return f"{algorithm}:{files.digest(files.blocks(path), algorithm)}"
 
 
-def _download(name: str, folder: Path, missing: list[str]):
+@contextlib.contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`, which is made for it, and removed if it stays empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with files.named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            workspace = tempfile.TemporaryDirectory(dir=folder)
+        with workspace:
+            yield Path(workspace.name)
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _download(name: str, workspace: Path, missing: list[str]):
     """Downloads files: each by itself where it is to be had so, otherwise from the archive.
+
+    They appear in the folder above `workspace`.
 
     Raises:
       Unreachable: one cannot be had.
+      files.NotWritten: the network is not the reason.
     """
-    corpus, reasons = PUBLISHED[name], []
+    corpus, folder, reasons = PUBLISHED[name], workspace.parent, []
     by_itself = {}
     if corpus.file_url:
         by_itself = {corpus.file_url.format(file=file): [file] for file in missing}
@@ -111,7 +133,9 @@ def _download(name: str, folder: Path, missing: list[str]):
         try:
             for url, wanted in source.items():
                 if wanted := [file for file in wanted if not (folder / file).exists()]:
-                    _download_files(url, corpus, wanted, folder)
+                    _download_files(url, corpus, wanted, workspace)
+        except files.NotWritten:
+            raise
         # There is no list of what http.client and zipfile raise for bytes that are not what they
         # should be.
         except Exception as error:
@@ -120,23 +144,36 @@ def _download(name: str, folder: Path, missing: list[str]):
         raise Unreachable(f"cannot download {name} ({'; '.join(reasons)})")
 
 
-def _download_files(url: str, corpus: Published, wanted: list[str], folder: Path):
+def _download_files(url: str, corpus: Published, wanted: list[str], workspace: Path):
     """Downloads files of a corpus from one address: the one file, or an archive of all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    received, content, folder = workspace / "received", workspace / "content", workspace.parent
     archived = url == corpus.archive_url
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        received, content = Path(temporary, "received"), Path(temporary, "content")
-        _fetch(url, corpus.archive_bytes if archived else corpus.file_bytes, received)
-        for file in wanted:
-            blocks = files.blocks(received)
-            if archived:
-                blocks = _member(received, corpus.members[file], corpus.file_bytes)
-            with open(content, "wb") as opened:
-                opened.writelines(blocks)
-            if _hash(content, corpus.hashes[file]) != corpus.hashes[file]:
-                raise OSError("not the published file")
+    _write(received, _fetch(url, corpus.archive_bytes if archived else corpus.file_bytes))
+    for file in wanted:
+        blocks = files.blocks(received)
+        if archived:
+            blocks = _member(received, corpus.members[file], corpus.file_bytes)
+        _write(content, blocks)
+        if _hash(content, corpus.hashes[file]) != corpus.hashes[file]:
+            raise OSError("not the published file")
+        with files.named(folder):
             files.sync(content)
             content.replace(folder / file)
+
+
+def _write(path: Path, blocks: Iterator[bytes]):
+    """Writes blocks to a file of the workspace.
+
+    Raises:
+      files.NotWritten: it cannot be written; an error of the blocks stays what it is.
+    """
+    with files.named(path.parent.parent):
+        file = open(path, "wb")
+    with file, contextlib.closing(blocks):
+        for block in blocks:
+            with files.named(path.parent.parent):
+                file.write(block)
+                file.flush()
 
 
 def _member(archive: Path, name: str, max_bytes: int) -> Iterator[bytes]:
@@ -146,13 +183,14 @@ def _member(archive: Path, name: str, max_bytes: int) -> Iterator[bytes]:
             yield member.read(files.BLOCK_BYTES)
 
 
-def _fetch(url: str, max_bytes: int, path: Path):
-    """Writes the content at `url` to a file, with a progress line.
+def _fetch(url: str, max_bytes: int) -> Iterator[bytes]:
+    """The content at `url`, with a progress line.
 
-    It does so over HTTPS alone, also where it is redirected.
+    It comes over HTTPS alone, also where it is redirected.
 
     Raises:
-      OSError: it cannot be had, has more than `max_bytes`, stands still or takes too long.
+      OSError: it cannot be had, has more than `max_bytes` or stands still.
+      InputError: it takes too long.
     """
     opener = urllib.request.OpenerDirector()
     handlers = (  # none for any other protocol
@@ -165,22 +203,25 @@ def _fetch(url: str, max_bytes: int, path: Path):
     request = urllib.request.Request(url, headers=agent)
     print(f"downloading {url}")
     with (_deadline(STALL_SECONDS + max_bytes / SLOWEST),
-          opener.open(request, timeout=STALL_SECONDS) as response, open(path, "wb") as file):
+          opener.open(request, timeout=STALL_SECONDS) as response):
+        received = 0
         try:
             while block := response.read(1 << 16):
-                file.write(block)
-                if file.tell() > max_bytes:
+                received += len(block)
+                if received > max_bytes:
                     raise OSError(f"more than {max_bytes:,} bytes")
-                console.redraw(f"{file.tell() / 1e6:.1f} MB")
+                yield block
+                console.redraw(f"{received / 1e6:.1f} MB")
         finally:
             console.redraw("\n")
 
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends a block with a TimeoutError where it takes too long."""
+    """Ends a block with an InputError where it takes too long."""
     def end(number, frame):
-        raise TimeoutError(f"not finished after {seconds} s")
+        # No OSError, which `files.named` would take for one of the disk.
+        raise InputError(f"not finished after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)

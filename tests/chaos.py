@@ -9,6 +9,8 @@ weight, optimizer state, memory, total or metric; any curve of TensorBoard but t
 byte of the data.
 """
 
+import clean  # noqa: F401, I001
+
 import argparse
 import json
 import math

@@ -1,5 +1,7 @@
 """What the tests share: a tiny corpus, the data made of it, trainers, and a finished search."""
 
+import clean  # noqa: F401, I001
+
 import dataclasses
 import fcntl
 import functools
@@ -68,6 +70,12 @@ def pytest_collection_modifyitems(items):
         return next((n for n, begun in enumerate(order) if name.startswith(begun)), len(order))
 
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """No test begins where the user's data/ and logs/ are."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +248,12 @@ def saved_model(search_run, tmp_path_factory):
 def begun(search_run, tmp_path):
     """The folder of a run that a test may go on with, or damage."""
     return Path(shutil.copytree(search_run, tmp_path / "logs" / "supernet"))
+
+
+def copy_project(to: Path, *left_out: str) -> Path:
+    """Copies the project without what was made in it, and without what is `left_out`."""
+    left_out = (".git", ".venv", "data", "logs", "__pycache__", ".*_cache", *left_out)
+    return Path(shutil.copytree(PROJECT, to, ignore=shutil.ignore_patterns(*left_out)))
 
 
 def results_of(folder: Path) -> dict:

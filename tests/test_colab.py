@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import nbformat
 import pytest
 import tiny
 import warm
-from conftest import PROJECT, write_corpus
+from conftest import PROJECT, copy_project, write_corpus
 
 DATA_FLAGS = tiny.as_flags(**tiny.DATA)
 TRAIN_FLAGS = tiny.as_flags(**tiny.NETWORK, max_lr=1e-2, warmup_steps=20)
@@ -46,13 +45,7 @@ def output(cell) -> str:
 @pytest.fixture
 def repository(tmp_path) -> Path:
     """What a user would clone."""
-    copy = shutil.copytree(
-        PROJECT,
-        tmp_path / "origin",
-        ignore=shutil.ignore_patterns(
-            ".git", ".venv", "logs", "tfrecords", "wikitext-2", "__pycache__", ".*_cache"
-        ),
-    )
+    copy = copy_project(tmp_path / "origin")
     git = ["git", "-C", copy, "-c", "user.name=test", "-c", "user.email=test"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], check=True)
@@ -128,6 +121,11 @@ def test_a_clone_that_fails_says_what_to_do(address, elsewhere):
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="write its address"):
         resources = {"metadata": {"path": str(elsewhere)}}
         nbclient.NotebookClient(notebook, resources=resources).execute()
+
+
+def test_no_cell_needs_the_permission_to_run_a_script():
+    """Which an upload to Colab or Drive drops."""
+    assert not [cell.source for cell in NOTEBOOK.cells if "./" in cell.source]
 
 
 def test_outputs_are_not_committed_and_every_cell_is_explained():

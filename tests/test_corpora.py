@@ -1,5 +1,6 @@
 """Texts, from wherever they come."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -8,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -103,8 +105,58 @@ def test_a_wrong_download_is_refused_and_leaves_no_file(bad, tiny_corpora, inter
     internet.update(files_at(TEXTS | {"train": bad}))
     internet.update(archive_of(TEXTS | {"train": bad}))
     with pytest.raises(published.Unreachable, match="not the published file"):
-        published.get("wikitext-2", tmp_path / "wikitext-2")
-    assert not (tmp_path / "wikitext-2" / "train.txt").exists()
+        published.get("wikitext-2", tmp_path / "data" / "wikitext-2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_download_leaves_what_was_there_and_what_is_whole(
+    tiny_corpora, internet, tmp_path
+):
+    internet.update(files_at({"train": TEXTS["train"]}))
+    (tmp_path / "text8").mkdir()
+    for name in ("text8", "wikitext-2"):
+        with pytest.raises(published.Unreachable):
+            published.get(name, tmp_path / name)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["text8", "wikitext-2", "wikitext-2/train.txt"]
+
+
+@pytest.mark.parametrize("place", ["data", "data/wikitext-2"])
+def test_a_folder_that_cannot_be_written_is_not_taken_for_a_network_that_fails(
+    place, tiny_corpora, internet, tmp_path
+):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("a file")
+    with pytest.raises(OSError, match="^cannot write .*data/wikitext-2: (Not a dir|File exists)"):
+        data_utils.choose_corpus("auto", tmp_path / "data")
+    assert internet["asked"] == [] and (tmp_path / place).read_text() == "a file"
+
+
+@pytest.mark.parametrize("name", ["received", "content", "train.txt"])
+def test_a_full_disk_is_not_taken_for_a_network_that_fails(
+    name, tiny_corpora, internet, tmp_path, monkeypatch
+):
+    def refuse(path, *arguments):
+        if Path(arguments[0] if name == "train.txt" else path).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, *arguments)
+
+    internet.update(files_at(TEXTS))
+    place = (Path, "replace") if name == "train.txt" else (published, "open")
+    original = getattr(*place, open)
+    monkeypatch.setattr(*place, refuse, raising=False)
+    with pytest.raises(OSError, match="^cannot write .*/wikitext-2: No space left on device$"):
+        data_utils.choose_corpus("auto", tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_corpus_is_read_where_nothing_can_be_written(
+    tiny_corpora, internet, tmp_path, monkeypatch
+):
+    for split, text in TEXTS.items():
+        (tmp_path / f"{split}.txt").write_bytes(text)
+    monkeypatch.setattr(published, "_workspace", None)
+    assert content_of(published.get("wikitext-2", tmp_path)) == TEXTS
 
 
 def test_a_wrong_local_file_is_named_and_kept(tiny_corpora, internet, tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,14 +26,9 @@ from support import corpora, output_folder, tokenization
 from support.cli import InputError
 from support.tokenization import EOS, PAD, UNK, Settings, Tokenizer
 
-WIKITEXT2 = next(
-    (
-        folder
-        for folder in (PROJECT / "data" / "wikitext-2", PROJECT.parent / "shared" / "wikitext-2")
-        if folder.exists()
-    ),
-    None,
-)
+WIKITEXT2 = Path(os.environ.get("WIKITEXT2", PROJECT.parent / "shared" / "wikitext-2")).absolute()
+needs_wikitext2 = pytest.mark.skipif(
+    not WIKITEXT2.exists(), reason="the environment variable WIKITEXT2 names no folder with it")
 
 
 def plain_rows(stream, batch_size):
@@ -409,7 +405,7 @@ def test_missing_and_damaged_data_are_named(data_dir, tmp_path):
             data_utils.read_metadata(tmp_path / "data")
 
 
-@pytest.mark.skipif(WIKITEXT2 is None, reason="WikiText-2 is not in data/wikitext-2")
+@needs_wikitext2
 def test_wikitext2_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "SAMPLE_BYTES", 4 << 20)  # training on all of it takes 12 s
     make_data(WIKITEXT2, tmp_path / "data", Settings(vocab_size=12_000), batch_size=32, seq_len=32)
@@ -440,7 +436,7 @@ def test_wikitext2_is_whole(tmp_path, monkeypatch):
     assert np.all(np.diff(counts[4:]) <= 0) and counts.sum() == splits["train"]["tokens"]
 
 
-@pytest.mark.skipif(WIKITEXT2 is None, reason="WikiText-2 is not in data/wikitext-2")
+@needs_wikitext2
 def test_wikitext2_by_words_is_the_task_of_the_published_tables(tmp_path):
     make_data(
         WIKITEXT2,

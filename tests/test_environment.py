@@ -1,5 +1,7 @@
 """Which Python the scripts take, and what they install for it."""
 
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -9,13 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny
 from commands import one_line
-from conftest import PROJECT
+from conftest import PROJECT, copy_project, write_corpus
 from packaging.requirements import Requirement
 
 ENVIRONMENT = PROJECT / "support" / "environment.sh"
 TOOLS = ("bash", "dirname", "readlink", "grep", "tail", "head", "mkdir", "chmod", "cat", "paste",
-         "mktemp", "rm")
+         "mktemp", "rm", "sed")
 
 # What Colab had on 2026-08-19 (its GPU image: Ubuntu 22.04, Python 3.13), of what we need.
 COLAB = {
@@ -54,18 +57,29 @@ def test_packages_are_looked_at_with_their_versions(requirement, lacks, optimize
     assert look.returncode == 0 and look.stdout.strip() == lacks, look.stderr
 
 
-def test_tensorflow_text_must_be_of_tensorflows_minor_version(tmp_path):
-    """A Python with two packages: folders that look as pip leaves them."""
-    for name, version in (("tensorflow_cpu", "2.20.1"), ("tensorflow_text", "2.19.0")):
-        folder = tmp_path / f"{name}-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
+def dist_info(folder: Path, name: str, version: str):
+    """A folder that looks as pip leaves it for a package."""
+    folder = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize("have, needs", [
+    ({"tensorflow-cpu": "2.20.1", "tensorflow-text": "2.19.0"}, {"tensorflow-text==2.20.*"}),
+    ({"tensorflow": "2.20.0+nv25.1", "tensorflow-text": "2.20.1"}, set()),
+    ({"tensorflow": "2.21.0", "tensorflow-text": "2.21.0"}, {"tensorflow-text!=2.21.0,==2.21.*"}),
+    ({"tensorflow": "2.21.0", "tensorflow-text": "2.21.1"}, set()),
+    ({"tensorflow": "2.17.0", "tensorflow-text": "2.17.0"},
+     {"tensorflow<2.22,>=2.18", "tensorflow-text!=2.21.0,<2.22,>=2.18"})])
+def test_tensorflow_text_must_fit_tensorflow(have, needs, tmp_path):
+    for name, version in have.items():
+        dist_info(tmp_path, name, version)
     os.symlink(Path(sys.modules["packaging"].__file__).parent, tmp_path / "packaging")
     look = [sys.executable, "-S", PROJECT / "support" / "missing_packages.py"]
     done = subprocess.run([*look, PROJECT / "requirements.txt"], capture_output=True, text=True,
                           env={"PYTHONPATH": str(tmp_path)})
-    assert "tensorflow-text==2.20.*" in done.stdout.split(), done.stderr
-    assert not re.search("^tensorflow[<>=]", done.stdout, re.M)
+    found = {line for line in done.stdout.split() if re.match("tensorflow(-text)?[^a-z-]", line)}
+    assert found == needs, done.stderr
 
 
 @pytest.fixture
@@ -102,10 +116,12 @@ def test_the_scripts_work_through_a_link_from_any_folder(project, tmp_path):
         assert set(tmp_path.rglob("*")) == before
 
 
-def wheel(folder: Path, name: str, version: str):
+def wheel(folder: Path, name: str, version: str, *needs: str):
     """A package for pip that holds nothing."""
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}",
+             *(f"Requires-Dist: {requirement}" for requirement in needs)]
     contents = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "METADATA": "\n".join(lines) + "\n",
         "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": ""}
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
@@ -116,13 +132,18 @@ def wheel(folder: Path, name: str, version: str):
 BASE_PYTHON = Path(sys.base_prefix) / "bin"  # without packages
 
 
+def link_packages(folder: Path, *left_out: str):
+    """A folder for PYTHONPATH that has the packages of this Python, but some."""
+    folder.mkdir()
+    for path in Path(sys.modules["numpy"].__file__).parent.parent.iterdir():
+        if not path.name.startswith(left_out):
+            os.symlink(path, folder / path.name)
+
+
 @pytest.fixture
 def module_of_a_cluster(tmp_path):
     """Environment variables with which a bare Python has TensorFlow, and pip another package."""
-    (tmp_path / "packages").mkdir()
-    for path in Path(sys.modules["numpy"].__file__).parent.parent.iterdir():
-        if not path.name.startswith(("pip", "wheel", "setuptools")):
-            os.symlink(path, tmp_path / "packages" / path.name)
+    link_packages(tmp_path / "packages", "pip", "wheel", "setuptools")
     (tmp_path / "wheels").mkdir()
     wheel(tmp_path / "wheels", "lacking", "1.5")
     return {
@@ -131,7 +152,30 @@ def module_of_a_cluster(tmp_path):
         "PIP_FIND_LINKS": str(tmp_path / "wheels")}
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a Python without the packages")
+needs_a_bare_python = pytest.mark.skipif(
+    sys.prefix == sys.base_prefix, reason="needs a Python without the packages")
+
+
+@needs_a_bare_python
+def test_all_runs_with_tensorflow_cpu(tmp_path):
+    """It has another name for pip, and the modules of tensorflow."""
+    version = importlib.metadata.version("tensorflow")
+    link_packages(tmp_path / "packages", "tensorflow-", "tensorflow_cpu-")
+    dist_info(tmp_path / "packages", "tensorflow-cpu", version)
+    project = copy_project(tmp_path / "project", "tests")
+    write_corpus(project / "mine")
+    environment = {"PATH": f"{BASE_PYTHON}:/usr/bin:/bin", "HOME": str(tmp_path),
+                   "PYTHONPATH": str(tmp_path / "packages")}
+    network = tiny.as_flags(**tiny.NETWORK, max_steps=5)
+    for command in (["./make_data.sh", "--input_dir=mine", *tiny.as_flags(**tiny.DATA)],
+                    ["./train.sh", *network], ["python3", "evaluate.py", "--run=logs/supernet"]):
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    results = json.loads((project / "logs" / "supernet" / "results.json").read_text())
+    assert results["versions"]["tensorflow"] == version
+
+
+@needs_a_bare_python
 def test_a_tensorflow_that_is_there_is_used(project, module_of_a_cluster):
     needs = project / "needs.txt"
     needs.write_text("tensorflow>=2\ntensorflow-text>=2\nabsl-py\n")
@@ -150,6 +194,63 @@ def test_a_tensorflow_that_is_there_is_used(project, module_of_a_cluster):
     shutil.rmtree(project / ".venv")
     dry = python_of(project, needs, script=script, PIP_DRY_RUN="1", **module_of_a_cluster)
     assert "still lacks lacking>=1: does a setting of pip" in one_line(dry)
+
+
+@pytest.fixture
+def active(project, tmp_path):
+    """Environment variables of an active environment with a TensorFlow, and an older numpy."""
+    venv = tmp_path / "active"
+    make = [BASE_PYTHON / "python3", "-m", "venv", "--system-site-packages", "--without-pip", venv]
+    subprocess.run(make, check=True)
+    packages, = venv.glob("lib/python*/site-packages")
+    dist_info(packages, "tensorflow", "2.19.1+nv25.3")
+    dist_info(packages, "numpy", "1.26.4")
+    os.symlink(Path(sys.modules["packaging"].__file__).parent, packages / "packaging")
+    (tmp_path / "wheels").mkdir()
+    for version in ("1.26.4", "2.5.0"):
+        wheel(tmp_path / "wheels", "numpy", version)
+    wheel(tmp_path / "wheels", "lacking", "2.0", "numpy>=2")
+    return {"path": f"{venv / 'bin'}:/usr/bin:/bin", "PIP_NO_INDEX": "1",
+            "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+
+
+def versions_in(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("lib/python*/site-packages/*.dist-info")}
+
+
+@needs_a_bare_python
+def test_what_is_installed_stays_as_it_is(active, project, tmp_path):
+    needs, script = project / "needs.txt", project / "support" / "environment.sh"
+    before = versions_in(tmp_path / "active")
+    for line in ("lacking>=1", "numpy>=2"):
+        needs.write_text(f"tensorflow>=2\n{line}\n")
+        told = one_line(python_of(project, needs, script=script, **active))
+        assert f"cannot install {line} and leave numpy==1.26.4 as it is:" in told
+        assert versions_in(tmp_path / "active") == before
+    wheel(tmp_path / "wheels", "lacking", "1.5", "numpy")  # an older one fits
+    needs.write_text("tensorflow>=2\nlacking>=1\n")
+    beside = python_of(project, needs, script=script, **active)
+    message, chosen = beside.stdout.splitlines()
+    assert message == "installing lacking>=1 beside its TensorFlow, once", beside.stderr
+    assert chosen == "chose python3"
+    assert versions_in(tmp_path / "active") == before | {"lacking-1.5"}
+
+
+@needs_a_bare_python
+def test_what_a_venv_builds_upon_stays_as_it_is(active, project, tmp_path):
+    """The packages are the system's here; what .venv itself has may be replaced."""
+    packages, = (tmp_path / "active").glob("lib/python*/site-packages")
+    active |= {"path": f"{BASE_PYTHON}:/usr/bin:/bin", "PYTHONPATH": str(packages)}
+    needs, script = project / "needs.txt", project / "support" / "environment.sh"
+    needs.write_text("tensorflow>=2\nlacking>=1\n")
+    told = one_line(python_of(project, needs, script=script, **active))
+    assert "cannot install lacking>=1 and leave numpy==1.26.4 as it is:" in told
+    for version in ("1.5", "1.7"):
+        needs.write_text(f"tensorflow>=2\nlacking=={version}\n")
+        wheel(tmp_path / "wheels", "lacking", version, "numpy")
+        done = python_of(project, needs, script=script, **active)
+        assert done.stdout.endswith(f"chose {project}/.venv/bin/python\n"), done.stderr
+        assert versions_in(project / ".venv") == {f"lacking-{version}"}
 
 
 @pytest.mark.parametrize("make", [

@@ -16,7 +16,7 @@ import warm
 from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of, one_line, run_command
-from conftest import PROJECT, make_data, write_corpus
+from conftest import PROJECT, copy_project, make_data, write_corpus
 
 import data_utils
 import evaluate
@@ -38,14 +38,8 @@ TINY_NET = tiny.as_flags(**tiny.NETWORK)
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project without what was made in it."""
-    return Path(
-        shutil.copytree(
-            PROJECT,
-            tmp_path / "project",
-            ignore=shutil.ignore_patterns(".git", ".venv", "data", "logs", "tests", "__pycache__"),
-        )
-    )
+    """A copy of the project."""
+    return copy_project(tmp_path / "project", "tests")
 
 
 def run(project, *command, path=None, cold=False):
@@ -196,6 +190,56 @@ def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path
     metadata = json.loads((tmp_path / "data" / "tfrecords" / "metadata.json").read_text())
     assert metadata["corpus"] == "pydocs"
     assert every * metadata["splits"]["train"]["bytes"] > 5_000_000
+
+
+RECIPES = {  # and the programs that each of them runs
+    "compare.sh": ["train.py", "evaluate.py", "plot_search.py"],
+    "fast.sh": ["train.py"],
+    **dict.fromkeys(["enwik8.sh", "text8.sh", "wt103_base.sh", "wt2_words.sh"],
+                    ["data_utils.py", "train.py"])}
+
+
+def test_scripts_need_no_permission_to_be_run_and_no_bash_in_front(project):
+    """As after an upload or a zip file; sh is not bash everywhere."""
+    scripts = list(project.rglob("*.sh"))
+    for path in scripts:
+        path.chmod(0o644)
+    assert RECIPES.keys() == {path.name for path in scripts if path.parent.name == "recipes"}
+    short = ("env", "SEEDS=4", "PICKS=da", "PRICES=0.006")
+    for name, programs in RECIPES.items():
+        commands = commands_of(project, *short, "sh", f"recipes/{name}")
+        assert list(dict.fromkeys(Path(command[0]).name for command in commands)) == programs, name
+    for name, program in (("make_data", "data_utils"), ("train", "train")):
+        command, = commands_of(project, "sh", f"{name}.sh", "a b")
+        assert Path(command[0]).name == f"{program}.py" and command[-1] == "a b"
+
+
+def test_the_home_folder_is_known_without_its_variable(project):
+    compare = ("env", "-u", "HOME", "bash", "recipes/compare.sh")
+    assert commands_of(project, *compare)
+    told = one_line(run(project, *compare, "--logs_dir=~nosuchuser/logs"))
+    assert told == "error: --logs_dir=~nosuchuser/logs: write the path without ~\n"
+
+
+def test_a_folder_that_was_removed_is_named_as_the_reason(project, tmp_path):
+    for script in (project / "make_data.sh", project / "recipes" / "fast.sh"):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        done = run(project, "bash", "-c", 'cd "$1"; rmdir "$1"; exec bash "$2"', "", gone, script)
+        bash, told = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
+        assert told == "error: the current folder has been removed: change to one that exists"
+        assert all(line.startswith("shell-init: ") for line in bash), bash  # bash, before it begins
+
+
+def test_a_clone_on_windows_has_the_line_ends_of_bash(tmp_path):
+    origin = copy_project(tmp_path / "origin")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test", "-C", origin]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    clone = ["git", "clone", "-q", "-c", "core.autocrlf=true", origin, tmp_path / "clone"]
+    subprocess.run(clone, check=True)
+    texts = [path for path in (tmp_path / "clone").rglob("*") if path.suffix in (".sh", ".py")]
+    assert texts and not [path for path in texts if b"\r" in path.read_bytes()]
 
 
 def test_the_scripts_work_from_another_folder(project, tmp_path):
