@@ -207,6 +207,24 @@ def test_bad_input_is_named_by_the_graph(changes, message, signatures):
         signatures["generate"](**{"prompt": ["a"]} | SETTINGS | changes)
 
 
+def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(signatures):
+    plain = b"a word\nof a text\n"
+    texts = [plain, plain.replace(b"\n", b"\r\n"), plain.replace(b"\n", b"\r"),
+             b"\xef\xbb\xbf" + plain]
+    scores = signatures["score"](text=tf.constant(texts))
+    assert scores["bytes"].tolist() == [len(plain)] * 4
+    assert len(set(scores["nats"].tolist())) == 1
+
+
+def test_a_prompt_that_ends_with_an_empty_line_is_continued_at_its_start(run, signatures):
+    prompt = "a word\n \t"
+    text = run.generate(prompt, num_tokens=3, temperature=0.8, seed=1)
+    assert text.startswith("a word\n") and text[7:8].strip()
+    away = signatures["generate"](**SETTINGS | {"prompt": [prompt], "num_tokens": 3, "seed": 1,
+                                               "top_k": 0, "top_p": 1.0})
+    assert away["text"][0].decode() == text
+
+
 @pytest.mark.parametrize("token, filled, message", [
     (-1, 0, "token must be from 0 to"), (VOCAB_SIZE, 0, "token must be from 0 to"),
     (5, 1000, "filled must be from 0 to"), (5, -1, "filled must be from 0 to")])

@@ -80,9 +80,10 @@ class LanguageModel:
                 token, memory, position, seed, temperature, top_k, top_p)
             if position >= last:
                 written = written.write(position - last, drawn)
-        within_line = ~tf.strings.regex_full_match(prompt, r"(?s:.*[\n\r])")
+        shown = self.tokenizer.shown(prompt)
+        within_line = ~tf.strings.regex_full_match(shown, r"(?s:.*[\n\r])")
         text = self.tokenizer.detokenize(written.stack(), within_line)
-        return tf.strings.join([self.tokenizer.shown(prompt), text])
+        return tf.strings.join([shown, text])
 
     def ids(self, text):
         """The ids of a text, int32 [N]."""

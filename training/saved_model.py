@@ -30,8 +30,9 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
     def score(text):
-        """Nats, scored tokens and bytes of texts [B]."""
-        text = checked_utf8(text)
+        """Nats, scored tokens and bytes of texts [B], by the rule for bytes of docs/data.md."""
+        text = tf.strings.regex_replace(checked_utf8(text), r"^\x{feff}", "")
+        text = tf.strings.regex_replace(text, r"\r\n?", "\n")
 
         def nats_and_tokens(text):
             _, nll = language_model.token_nll(text)

@@ -206,10 +206,11 @@ class TrainedRun:
         ids, _ = self.encode(prompt)
         if not len(ids):
             raise InputError(EMPTY_PROMPT)
-        yield self.tokenizer.shown(tf.constant(prompt)).numpy().decode()
+        shown = self.tokenizer.shown(tf.constant(prompt)).numpy().decode()
+        yield shown
         writer = self._language_model.writer
         written = writer.write(ids, num_tokens, seed, temperature, top_k, top_p)
-        yield from self.tokenizer.decode(written, within_line=not prompt.endswith(("\n", "\r")))
+        yield from self.tokenizer.decode(written, within_line=not shown.endswith(("\n", "\r")))
 
     def attention(self, text: str) -> tuple[np.ndarray, list[str]]:
         """What each token of a text attends to.
