@@ -1,8 +1,11 @@
-"""The output layer: adaptive softmax of Grave et al. 2017 (arXiv 1609.04309).
+"""Input and output of the network, cluster by cluster: adaptive input and adaptive softmax.
 
-N tokens, n of them in a tail, D model width, V vocabulary, I inputs and O outputs of a kernel. Ids
+Grave et al. 2017 (arXiv 1609.04309) for the output; Baevski & Auli 2019 (arXiv 1809.10853) for the
+input, and for sharing the rows of both (tied embeddings: Press & Wolf 2017, Inan et al. 2017).
+
+N tokens, n of them in a tail, D model width, V vocabulary, I inputs and O outputs of a product. Ids
 are ordered by falling frequency. The head scores the `cutoffs[0]` most frequent ids and one entry
-per tail cluster; tail i projects D -> d_i, then to its ids:
+per tail cluster; tail i has rows d_i wide, and a projection unless that is D:
 
     log p(y) = log p_head(cluster of y) + log p_tail(y | cluster)
 """
@@ -13,31 +16,62 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cutoffs import Cluster, clusters_of
 from layers.ops import linear_cross_entropy
 
 
-def tail_widths(tails: int, d_model: int, proj_factor: int,
-                proj_dims: Sequence[int] | None = None) -> list[int]:
-    """The projected width of each tail.
+@keras.saving.register_keras_serializable("par_transformer_xl")
+class ClusterTable(keras.layers.Layer):
+    """A row for each id: its vector at the input, and what scores it at the output.
 
-    It is D / proj_factor^i, rounded down and at least 1; or `proj_dims` tells.
+    Args:
+      clusters: of the ids; cluster i has rows d_i wide.
+      d_model: D.
+      stddev: of the numbers of the rows at first; 0 lets them start at zero.
 
-    Raises:
-      ValueError: `proj_dims` is not one positive width per tail.
+    Attributes:
+      clusters: as given.
+      rows: of each cluster, float32 [ids, d_i].
+      projections: of each cluster, [d_i, D]; None if d_i is D.
     """
-    if proj_dims:
-        widths = list(proj_dims)
-    else:
-        widths = [max(1, d_model // proj_factor**i) for i in range(1, tails + 1)]
-    if len(widths) != tails or any(width < 1 for width in widths):
-        raise ValueError(
-            f"proj_dims {widths} must be one positive width for each of the {tails} tails")
-    return widths
 
+    def __init__(self, clusters: Sequence[Cluster], d_model: int, stddev: float, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.clusters, self._d_model = list(clusters), d_model
+        self.rows, self.projections = [], []
+        for i, cluster in enumerate(clusters):
+            normal = keras.initializers.RandomNormal(stddev=stddev)  # a seed of its own for each
+            self.rows.append(self.add_weight(
+                shape=[cluster.size, cluster.width], initializer=normal, name=f"rows_{i}"))
+            self.projections.append(None if cluster.width == d_model else self.add_weight(
+                shape=[cluster.width, d_model], initializer="glorot_uniform",
+                name=f"projection_{i}"))
+        self.built = True
 
-def with_one(x):
-    """x [N, I] with a one at the end of each row, [N, I + 1], for kernels that end in the bias."""
-    return tf.pad(x, [[0, 0], [0, 1]], constant_values=1)
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, self._d_model)
+
+    def call(self, ids):
+        """The vectors of ids: int32 [B, T] -> float32 [B, T, D]."""
+        if len(self.clusters) == 1:
+            return self._vectors(0, ids)
+        vectors = 0.0
+        for i, (first, end, _) in enumerate(self.clusters):
+            inside = (ids >= first) & (ids < end)  # [B, T]
+            own = self._vectors(i, tf.clip_by_value(ids - first, 0, end - first - 1))  # [B, T, D]
+            vectors += tf.where(inside[..., None], own, 0.0)  # [B, T, D]
+        return vectors
+
+    def project(self, hidden, i):
+        """What the rows of cluster i are multiplied with: hidden [N, D] -> [N, d_i]."""
+        if self.projections[i] is None:
+            return hidden
+        return tf.matmul(hidden, self.projections[i], transpose_b=True)
+
+    def _vectors(self, i, index):
+        """The vectors of the ids of cluster i, numbered within it: [B, T] -> [B, T, D]."""
+        own = tf.gather(tf.convert_to_tensor(self.rows[i]), index)  # [B, T, d_i]
+        return own if self.projections[i] is None else own @ self.projections[i]
 
 
 @keras.saving.register_keras_serializable("par_transformer_xl")
@@ -49,9 +83,10 @@ class AdaptiveSoftmax(keras.layers.Layer):
       vocab_size: V.
       cutoffs: the first id of each tail cluster, rising and within 1 ... V - 1; none gives a plain
         softmax.
-      proj_factor, proj_dims: the projected widths, as `tail_widths` takes them.
+      proj_factor, proj_dims: the widths of the tails, as `cutoffs.cluster_widths` takes them.
       static_shapes: compute every tail for every token, as XLA needs it, instead of for the tokens
         that fall into it.
+      table: the rows, shared with the input; None for rows of its own, which start at zero.
 
     Raises:
       ValueError: cutoffs that do not rise or are out of range; `proj_dims` not one positive width
@@ -60,27 +95,21 @@ class AdaptiveSoftmax(keras.layers.Layer):
 
     def __init__(self, d_model: int, vocab_size: int, cutoffs: Sequence[int] = (),
                  proj_factor: int = 4, proj_dims: Sequence[int] | None = None,
-                 static_shapes: bool = False, **kwargs):
+                 static_shapes: bool = False, table: ClusterTable | None = None, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        ends = [*cutoffs, vocab_size]
-        if ends[0] < 1 or any(a >= b for a, b in zip(ends, ends[1:])):
-            raise ValueError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size "
-                             f"{vocab_size}; cutoffs.py finds the cheapest")
-        widths = tail_widths(len(cutoffs), d_model, proj_factor, proj_dims)
+        clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor, proj_dims)
+        self.head_size, self.tails = clusters[0].size, clusters[1:]
         self._config = {
             "d_model": d_model, "vocab_size": vocab_size, "cutoffs": list(cutoffs),
-            "proj_dims": widths, "static_shapes": static_shapes}
+            "proj_dims": [tail.width for tail in self.tails], "static_shapes": static_shapes}
         self.static_shapes = static_shapes
-        self.tails = list(zip(ends, ends[1:]))  # [(first id, past the last)]
-        self.head_size = ends[0]
-        self.head = self._kernel("head", d_model, ends[0] + len(self.tails))
-        self.projections = [
-            self.add_weight(
-                shape=[d_model, width], initializer="glorot_uniform", name=f"projection_{i}")
-            for i, width in enumerate(widths, 1)]
-        sizes = [end - first for first, end in self.tails]
-        self.tail_kernels = [self._kernel(f"tail_{i}", width, size)
-                             for i, (width, size) in enumerate(zip(widths, sizes), 1)]
+        self.table = table or ClusterTable(clusters, d_model, stddev=0.0, name="table")
+        if self.tails:
+            self.entries = self.add_weight(
+                shape=[len(self.tails), d_model], initializer="zeros", name="entries")
+        sizes = [self.head_size + len(self.tails), *(tail.size for tail in self.tails)]
+        self.biases = [self.add_weight(shape=[size], initializer="zeros", name=f"bias_{i}")
+                       for i, size in enumerate(sizes)]
         self.built = True
 
     def get_config(self):
@@ -99,10 +128,10 @@ class AdaptiveSoftmax(keras.layers.Layer):
             impossible.
         """
         probability = (np.asarray(counts) + 1.0) / (np.sum(counts) + len(counts))
-        tails = [probability[first:end] for first, end in self.tails]
+        tails = [probability[tail.first:tail.end] for tail in self.tails]
         head = np.concatenate([probability[:self.head_size], [tail.sum() for tail in tails]])
-        for kernel, part in zip([self.head, *self.tail_kernels], [head, *tails]):
-            kernel.assign(np.vstack([kernel[:-1], np.log(part / part.sum())]))
+        for bias, part in zip(self.biases, [head, *tails]):
+            bias.assign(np.log(part / part.sum()))
 
     def call(self, hidden, targets):
         """The negative log-likelihood of each target.
@@ -115,44 +144,44 @@ class AdaptiveSoftmax(keras.layers.Layer):
           float32 [N], in nats.
         """
         head_target = targets  # [N], a tail's ids replaced by its entry
-        for i, (first, end) in enumerate(self.tails):
+        for i, (first, end, _) in enumerate(self.tails):
             inside = (targets >= first) & (targets < end)  # [N]
             head_target = tf.where(inside, self.head_size + i, head_target)
-        kernel = tf.convert_to_tensor(self.head)
-        nll = linear_cross_entropy(with_one(hidden), kernel, head_target)  # [N]
-        for i, (first, end) in enumerate(self.tails):
+        nll = linear_cross_entropy(hidden, self._rows(0), self._bias(0), head_target)  # [N]
+        for i, (first, end, _) in enumerate(self.tails, 1):
             inside = (targets >= first) & (targets < end)  # [N]
-            kernel = tf.convert_to_tensor(self.tail_kernels[i])
+            rows, bias = self._rows(i), self._bias(i)
             if self.static_shapes:
                 label = tf.clip_by_value(targets - first, 0, end - first - 1)  # [N]
-                projected = self._project(hidden, i)  # [N, d_i + 1]
-                tail_nll = linear_cross_entropy(projected, kernel, label)  # [N]
+                projected = self.table.project(hidden, i)  # [N, d_i]
+                tail_nll = linear_cross_entropy(projected, rows, bias, label)  # [N]
                 nll += tf.where(inside, tail_nll, 0.0)
             else:
                 index = tf.where(inside)  # [n, 1]
                 label = tf.gather_nd(targets, index) - first  # [n]
-                projected = self._project(tf.gather_nd(hidden, index), i)  # [n, d_i + 1]
-                tail_nll = linear_cross_entropy(projected, kernel, label)  # [n]
+                projected = self.table.project(tf.gather_nd(hidden, index), i)  # [n, d_i]
+                tail_nll = linear_cross_entropy(projected, rows, bias, label)  # [n]
                 nll = tf.tensor_scatter_nd_add(nll, index, tail_nll)
         return nll
 
     def log_prob(self, hidden):
         """Log-probabilities of all ids: hidden [N, D] -> float32 [N, V]."""
-        head = tf.nn.log_softmax(tf.matmul(with_one(hidden), self.head))  # [N, head + tails]
+        head = self._log_softmax(hidden, 0)  # [N, head + tails]
         parts = [head[:, :self.head_size]]
-        for i, kernel in enumerate(self.tail_kernels):
-            entry = self.head_size + i
-            scores = tf.matmul(self._project(hidden, i), kernel)  # [N, O]
-            parts.append(head[:, entry:entry + 1] + tf.nn.log_softmax(scores))
+        for i in range(1, len(self.biases)):
+            entry = self.head_size + i - 1
+            parts.append(head[:, entry:entry + 1] + self._log_softmax(hidden, i))
         return tf.concat(parts, axis=1)
 
-    def _project(self, hidden, i):
-        """What the kernel of tail i takes: [N, d_i + 1]."""
-        return with_one(tf.matmul(hidden, self.projections[i]))
+    def _log_softmax(self, hidden, i):
+        """Log-probabilities within the head or tail i: [N, D] -> [N, O]."""
+        scores = tf.matmul(self.table.project(hidden, i), self._rows(i), transpose_b=True)
+        return tf.nn.log_softmax(scores + self._bias(i))
 
-    def _kernel(self, name, inputs, outputs):
-        """A kernel with its bias as the last row.
+    def _rows(self, i):
+        """The rows of the head and its entries for the tails, [head + tails, D]; or of tail i."""
+        rows = tf.convert_to_tensor(self.table.rows[i])
+        return rows if i or not self.tails else tf.concat([rows, self.entries], axis=0)
 
-        It starts at zero: at first the biases, `start_from`, decide alone.
-        """
-        return self.add_weight(shape=[inputs + 1, outputs], initializer="zeros", name=name)
+    def _bias(self, i):
+        return tf.convert_to_tensor(self.biases[i])

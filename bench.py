@@ -44,7 +44,7 @@ def define_flags():
     flags.register_validator(
         "architecture", lambda text: text == SEARCH or set(text) <= set(letters()),
         "must be search or letters of layers")
-    define_settings(first="d_model", last="proj_dims")
+    define_settings(first="d_model", last="tie_embeddings")
     define_settings(first="accumulate")
 
 

@@ -13,7 +13,7 @@ forward and backward: a constant time below a size, then a straight line. `produ
 one multiply-add of the forward product, and of the two products backward for it; `logit` is that
 of the softmax for one logit, ours, for the softmax of a narrow tail takes longer than its products.
 The head meets all N tokens and has an entry for each tail; tail i, of the ids a ... b - 1, meets
-N P(a, b) of them, and first projects them, which is N P(a, b) D d_i multiply-adds more.
+N P(a, b) of them, and first projects them unless d_i is D: N P(a, b) D d_i multiply-adds more.
 
 The least is exact. Take starts a <= a' and ends b <= b' of a tail. The work w(a, b) inside the max
 is a product of two sums over the same ids, plus such sums; so it grows with the tail, and
@@ -32,7 +32,7 @@ import time
 from dataclasses import astuple, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 from absl import flags
@@ -42,6 +42,49 @@ from support import cli, timing
 from support.cli import InputError
 
 STEP_TOKENS = 32 * 32  # of the default experiment
+
+
+class Cluster(NamedTuple):
+    """Ids of neighbouring frequency, whose rows are equally wide."""
+
+    first: int
+    end: int  # past the last
+    width: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.first
+
+
+def cluster_widths(clusters: int, d_model: int, proj_factor: int,
+                   proj_dims: Sequence[int] | None = None) -> list[int]:
+    """The widths of the head, D, and of each tail.
+
+    Tail i has D / proj_factor^i, rounded down and at least 1; or `proj_dims` says.
+
+    Raises:
+      InputError: `proj_dims` is not one positive width per tail.
+    """
+    tails = list(proj_dims or [max(1, d_model // proj_factor**i) for i in range(1, clusters)])
+    if len(tails) != clusters - 1 or any(width < 1 for width in tails):
+        raise InputError(f"proj_dims {tails} must be one positive width for each of the "
+                         f"{clusters - 1} tails")
+    return [d_model, *tails]
+
+
+def clusters_of(d_model: int, vocab_size: int, cutoffs: Sequence[int], proj_factor: int,
+                proj_dims: Sequence[int] | None = None) -> list[Cluster]:
+    """The head and the tails.
+
+    Raises:
+      InputError: cutoffs that do not rise or are out of range, or what `cluster_widths` raises.
+    """
+    bounds = [0, *cutoffs, vocab_size]
+    if any(first >= end for first, end in zip(bounds, bounds[1:])):
+        raise InputError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size "
+                         f"{vocab_size}; cutoffs.py finds the cheapest")
+    widths = cluster_widths(len(cutoffs) + 1, d_model, proj_factor, proj_dims)
+    return [Cluster(*each) for each in zip(bounds, bounds[1:], widths)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +110,7 @@ class Constants:
           rows: n, how many tokens meet it.
           columns: k, how many logits each has there.
           width: d.
-          projected_from: D, for a tail.
+          projected_from: D, for a tail of another width.
         """
         nanoseconds = self.product * width * (columns + projected_from) + self.logit * columns
         return np.maximum(self.floor, self.fixed + 1e-6 * rows * nanoseconds)
@@ -98,8 +141,8 @@ class Problem:
 
     def tail(self, i: int, ids, share):
         """Milliseconds of tail i of so many ids, which are such a share of the tokens."""
-        rows = self.tokens * share
-        return self.constants.milliseconds(rows, ids, self.width[i], self.width[0])
+        rows, (d_model, width) = self.tokens * share, (self.width[0], self.width[i])
+        return self.constants.milliseconds(rows, ids, width, d_model * (width != d_model))
 
 
 def expected_time(problem: Problem, cutoffs: list[int]) -> float:
@@ -212,7 +255,7 @@ def _random_step(rows: int, width: int, vocab_size: int, cutoffs: list[int]) -> 
 def layer_step(layer, targets) -> Callable:
     """A function that runs an adaptive softmax forward and backward for targets [N]."""
     tf = cli.tensorflow()
-    shape = [len(targets), layer.head.shape[0] - 1]  # the last row of the head is its bias
+    shape = [len(targets), layer.table.rows[0].shape[1]]
     hidden = tf.Variable(tf.random.stateless_normal(shape, seed=[0, 0]))  # [N, D]
     targets = tf.constant(targets, tf.int32)  # [N]
 
@@ -277,25 +320,13 @@ def parse_constants(texts: list[str]) -> Constants:
     return Constants(*numbers)
 
 
-def widths(clusters: int, d_model: int, proj_factor: int, proj_dims: list[int]) -> list[int]:
-    """The widths of the head and of each tail, as `adaptive_softmax.tail_widths` has them.
-
-    That file loads TensorFlow, which takes longer than all that is done here.
-    """
-    tails = proj_dims or [max(1, d_model // proj_factor**i) for i in range(1, clusters)]
-    if len(tails) != clusters - 1 or any(width < 1 for width in tails):
-        raise InputError(f"--proj_dims must be {clusters - 1} positive widths, "
-                         f"for the tails of --clusters={clusters}")
-    return [d_model, *tails]
-
-
 def main(_):
     FLAGS = flags.FLAGS
     path = Path(FLAGS.counts_file)
     counts = read_counts(path)
     if FLAGS.clusters > len(counts):
         raise InputError(f"--clusters={FLAGS.clusters} is more than the {len(counts)} ids")
-    width = widths(FLAGS.clusters, FLAGS.d_model, FLAGS.proj_factor, FLAGS.proj_dims)
+    width = cluster_widths(FLAGS.clusters, FLAGS.d_model, FLAGS.proj_factor, FLAGS.proj_dims)
     tokens = FLAGS.batch_tokens or step_tokens(path.parent)
     constants = parse_constants(FLAGS.constants)
     if FLAGS.measure and FLAGS["constants"].present:

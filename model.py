@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from adaptive_softmax import AdaptiveSoftmax
+from adaptive_softmax import AdaptiveSoftmax, ClusterTable
+from cutoffs import Cluster, clusters_of
 from layers import KINDS, SEARCH
 from layers.attention import RelativeAttention, score_bias
 from layers.kind import Sizes
@@ -32,6 +33,7 @@ class PARTransformerXL(keras.Model):
       dropout_rate: of each branch, before its residual.
       embedding_dropout: of the numbers of the embedded tokens.
       cutoffs, proj_factor, proj_dims, static_shapes: of the `AdaptiveSoftmax`.
+      tie_embeddings: input and output share the rows of the ids.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: one sample for each row of a batch, not one for all.
       trainable_tau: where a trainable temperature starts; None for none.
@@ -47,7 +49,8 @@ class PARTransformerXL(keras.Model):
                  cutoffs: Sequence[int] = (), proj_factor: int = 4,
                  proj_dims: Sequence[int] | None = None, straight_through: bool = False,
                  gumbel_per_row: bool = False, trainable_tau: float | None = None,
-                 tau: float = 1.0, static_shapes: bool = False, **kwargs):
+                 tau: float = 1.0, static_shapes: bool = False, tie_embeddings: bool = False,
+                 **kwargs):
         super().__init__(autocast=False, **kwargs)
         for kind in architecture:
             if kind not in (*KINDS, SEARCH):
@@ -59,10 +62,11 @@ class PARTransformerXL(keras.Model):
         self.sizes = Sizes(d_model, num_heads, d_ffn, mem_len)
         self.dropout_rate, self.embedding_dropout = dropout_rate, embedding_dropout
         self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
-        self.tau = tau
-        self.embedding = keras.layers.Embedding(
-            vocab_size, d_model, keras.initializers.RandomNormal(stddev=0.02), dtype="float32",
-            name="embedding")
+        self.tau, self.tie_embeddings = tau, tie_embeddings
+        clusters = [Cluster(0, vocab_size, d_model)]
+        if tie_embeddings:
+            clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor, proj_dims)
+        self.embedding = ClusterTable(clusters, d_model, stddev=0.02, name="embedding")
         self.embedding.build([None, None])  # the shape is for summary(), as in what follows
         self.blocks = [Block(kind, place, self.sizes, dropout_rate, dtype=self.dtype_policy,
                              name=f"block_{place + 1}") for place, kind in enumerate(architecture)]
@@ -78,7 +82,8 @@ class PARTransformerXL(keras.Model):
                 self.log_tau = self.add_weight(
                     shape=[], initializer=log_tau, autocast=False, name="log_tau")
         self.softmax = AdaptiveSoftmax(
-            d_model, vocab_size, cutoffs, proj_factor, proj_dims, static_shapes, name="softmax")
+            d_model, vocab_size, cutoffs, proj_factor, proj_dims, static_shapes,
+            table=self.embedding if tie_embeddings else None, name="softmax")
         self.softmax.build([None, d_model])
         self.built = True
 
@@ -89,7 +94,7 @@ class PARTransformerXL(keras.Model):
             "architecture": list(self.architecture), "dropout_rate": self.dropout_rate,
             "embedding_dropout": self.embedding_dropout,
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
-            "trainable_tau": tau, "tau": self.tau}
+            "trainable_tau": tau, "tau": self.tau, "tie_embeddings": self.tie_embeddings}
 
     def call(self, tokens, memory, filled, tau=None, draws=None, return_attention_scores=False):
         """The hidden vectors from which each next token is predicted.
@@ -128,7 +133,7 @@ class PARTransformerXL(keras.Model):
                 new_memories.append(new_memory)
         if new_memories:
             memory = tf.stop_gradient(tf.stack(new_memories))  # [A, B, M, D]
-        hidden = x * self.scale  # [B, T, D]
+        hidden = self.hidden(x)  # [B, T, D]
         if return_attention_scores:
             return hidden, memory, scores
         return hidden, memory
@@ -137,9 +142,18 @@ class PARTransformerXL(keras.Model):
         """The input of the first block, float32 [B, T, D], for tokens [B, T]."""
         return self.embedding(tokens) * self.scale
 
+    def hidden(self, x):
+        """What the softmax takes, float32 [B, T, D], for the output of the last block [B, T, D].
+
+        Rows of its own learn as fast as the embeddings, and by the same scale. Rows that are
+        shared have the size of embeddings from the start: by D^0.25 (measured, docs/cutoffs.md)
+        the first logits are still small beside the biases.
+        """
+        return x * (self.sizes.d_model**0.25 if self.tie_embeddings else self.scale)
+
     @property
     def scale(self) -> float:
-        """The factor of embeddings and hidden vectors, sqrt(D).
+        """The factor of embeddings, sqrt(D).
 
         Adam moves each weight by about the learning rate. A block's output sums D such moves, an
         entry of an embedding is one: scaled by sqrt(D), embeddings learn as fast.

@@ -33,7 +33,7 @@ with cli.group("Network"):
         "(default: search, or that of --init_from)")
     NUM_LAYERS = flags.DEFINE_integer(
         "num_layers", 6, "L, blocks of a search or a random network", lower_bound=1)
-    define_settings(first="d_model", last="proj_dims")
+    define_settings(first="d_model", last="tie_embeddings")
 
 with cli.group("Search"):
     define_settings(first="search", last="latency_weight")

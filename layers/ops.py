@@ -47,21 +47,24 @@ def layer_norm(x, scale, offset):
 
 
 @tf.custom_gradient
-def linear_cross_entropy(x, kernel, labels):
-    """The negative log-likelihood of labels under softmax(x kernel), in few passes over the logits.
+def linear_cross_entropy(x, rows, bias, labels):
+    """The negative log-likelihood of labels under softmax(x rows^T + bias).
+
+    It takes few passes over the logits.
 
     The gradient of the logits, (p - onehot) dy, is never made: dy multiplies the narrow sides, and
     onehot is looked up there.
 
     Args:
       x: float32 [N, I].
-      kernel: float32 [I, O].
+      rows: float32 [O, I].
+      bias: float32 [O].
       labels: int32 [N], below O.
 
     Returns:
       float32 [N], in nats.
     """
-    logits = tf.matmul(x, kernel)  # [N, O]
+    logits = tf.nn.bias_add(tf.matmul(x, rows, transpose_b=True), bias)  # [N, O]
     p = tf.nn.softmax(logits)  # [N, O]
     log_normaliser = tf.reduce_max(logits, axis=1) - tf.math.log(tf.reduce_max(p, axis=1))  # [N]
     label_logits = tf.gather(logits, labels, axis=1, batch_dims=1)  # [N]
@@ -69,10 +72,11 @@ def linear_cross_entropy(x, kernel, labels):
     def gradient(dy):
         dy = dy[:, None]  # [N, 1]
         x_dy = x * dy  # [N, I]
-        label_kernels = tf.gather(tf.transpose(kernel), labels)  # [N, I]
-        dx = (tf.matmul(p, kernel, transpose_b=True) - label_kernels) * dy  # [N, I]
-        labelled = tf.math.unsorted_segment_sum(x_dy, labels, kernel.shape[1])  # [O, I]
-        dkernel = tf.matmul(x_dy, p, transpose_a=True) - tf.transpose(labelled)  # [I, O]
-        return dx, dkernel, None
+        dx = (tf.matmul(p, rows) - tf.gather(rows, labels)) * dy  # [N, I]
+        drows = tf.matmul(p, x_dy, transpose_a=True)  # [O, I]
+        drows -= tf.math.unsorted_segment_sum(x_dy, labels, rows.shape[0])  # [O, I]
+        dbias = tf.matmul(p, dy, transpose_a=True)  # [O, 1]
+        dbias -= tf.math.unsorted_segment_sum(dy, labels, rows.shape[0])  # [O, 1]
+        return dx, drows, dbias[:, 0], None
 
     return log_normaliser - label_logits, gradient

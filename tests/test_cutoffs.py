@@ -29,7 +29,7 @@ def plain_time(problem, starts):
     for tail, start in enumerate(starts, start=1):
         share = sum(problem.probability[y] for y in range(start, ends[tail]))
         logits = share * tokens * (ends[tail] - start)
-        projected = share * tokens * width[0] * width[tail]
+        projected = share * tokens * width[0] * width[tail] if width[tail] != width[0] else 0
         work.append(logits * (width[tail] * machine.product + machine.logit)
                     + projected * machine.product)
     return sum(max(machine.floor, machine.fixed + cluster / 1e6) for cluster in work)
@@ -160,8 +160,10 @@ CASES = [(1, 4, []), (4, 4, []), (5, 3, []), (3, 4, [9, 2])]
 
 @pytest.mark.parametrize("clusters, proj_factor, proj_dims", CASES)
 def test_the_widths_are_those_of_the_layer(clusters, proj_factor, proj_dims):
-    tails = adaptive_softmax.tail_widths(clusters - 1, 50, proj_factor, proj_dims)
-    assert cutoffs.widths(clusters, 50, proj_factor, proj_dims) == [50, *tails]
+    layer = adaptive_softmax.AdaptiveSoftmax(
+        50, 20, list(range(1, clusters)), proj_factor, proj_dims)
+    widths = [rows.shape[1] for rows in layer.table.rows]
+    assert cutoffs.cluster_widths(clusters, 50, proj_factor, proj_dims) == widths
 
 
 @pytest.mark.parametrize(
@@ -194,8 +196,8 @@ def test_counts_that_are_none_are_refused(content, tmp_path):
 
 @pytest.mark.parametrize("proj_dims", [[1], [1, 2, 3], [0, 1]])
 def test_widths_that_do_not_suit_the_clusters_are_refused(proj_dims):
-    with pytest.raises(InputError, match="--proj_dims must be 2 positive"):
-        cutoffs.widths(3, 50, 4, proj_dims)
+    with pytest.raises(InputError, match="proj_dims .* must be one positive width"):
+        cutoffs.cluster_widths(3, 50, 4, proj_dims)
 
 
 def run(*flags):

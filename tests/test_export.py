@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import one_line, run_command
-from conftest import VOCAB_SIZE, tiny_settings
+from conftest import BATCH_SIZE, VOCAB_SIZE, tiny_settings, train_in
 from hypothesis import given
 from hypothesis import strategies as st
 
+import choose
+import data_utils
 import evaluate
 import export
 import generate
+from layers import as_letters
 from model import PARTransformerXL
 from support.tokenization import EOS, PAD
+from training.choices import ChoiceScorer, architectures
+from training.scoring import window_nll
 from training.trained_run import TrainedRun
 from training.trainer import build_network
 
@@ -282,6 +287,29 @@ def test_ids_become_the_same_text_inside_a_graph(ids, within_line, run):
     assert found.numpy().decode() == pieces
 
 
+def test_a_search_with_tied_embeddings_does_all_that_others_do(data_dir, tmp_path):
+    tied = dict(data_dir=str(data_dir), tie_embeddings=True, proj_factor=2, max_steps=60)
+    search = train_in(tmp_path, model_name="search", **tied)
+    run = TrainedRun(search)
+    assert run.model.embedding is run.model.softmax.table
+    export.save(run, None, tf.float32, tmp_path / "saved")
+    scores = loaded(tmp_path / "saved")["score"](text=tf.constant([TEXTS[0]]))
+    log_prob = run.log_prob(TEXTS[0])[1]
+    assert scores["nats"][0] == pytest.approx(-np.nansum(log_prob), rel=1e-5)
+    assert run_command(choose, f"--run={search}").returncode == 0
+    single = run.network(architecture="ad")[0]
+    windows = list(data_utils.load_windows(
+        data_dir, "valid", data_utils.read_metadata(data_dir)).as_numpy_iterator())
+    nll, _ = ChoiceScorer(run.network()[0])(windows[:1])
+    alone, _ = window_nll(
+        single, tf.constant(windows[0]), single.empty_memory(BATCH_SIZE), 0, tau=None)
+    names = [as_letters(kinds) for kinds in architectures(run.network()[0])]
+    assert nll[names.index("ad")] == pytest.approx(np.sum(alone), rel=1e-5)
+    found = train_in(tmp_path, model_name="found", init_from=str(search), architecture="ad",
+                     **tied | {"max_steps": 2})
+    assert TrainedRun(found).network()[0].tie_embeddings
+
+
 # --------------------------------------------------------------------------------------------------
 # Keras
 
@@ -289,7 +317,8 @@ def test_ids_become_the_same_text_inside_a_graph(ids, within_line, run):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("changes", [
     {}, {"tau_is_trainable": True, "architecture": ["search", "dense"]},
-    {"architecture": ["attention", "identity"], "cutoffs": []}])
+    {"architecture": ["attention", "identity"], "cutoffs": []},
+    {"architecture": ["dense"], "tie_embeddings": True, "proj_factor": 2}])
 def test_a_network_that_keras_saved_gives_the_same(changes, policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     model = build_network(tiny_settings(**changes), VOCAB_SIZE, static_shapes=False)

@@ -47,6 +47,7 @@ TRAIN = dict(
     proj_factor=(["1", "2", "2147483647"], NO_SIZE),
     proj_dims=(["3", "1,2", "3,2,1"], ["x", "0", "-1", "3,0"]),
     straight_through=BOOLEAN,
+    tie_embeddings=BOOLEAN,
     tau_start=(["0.001", "2", "1e6"], [*NO_FLOAT, "0"]),
     tau_end=(["0.001", "1", "1e6"], [*NO_FLOAT, "0"]),
     tau_is_trainable=BOOLEAN,

@@ -25,11 +25,11 @@ MEM_LEN = 5
 def network(search_run):
     model, _ = TrainedRun(search_run).network()
     # With larger weights the likeliest ids differ from context to context.
-    for layer in (model.embedding.embeddings, model.softmax.head):
-        layer.assign(layer + np.random.default_rng(0).normal(size=layer.shape))
-    kernel = model.softmax.head.numpy()
-    kernel[-1, [PAD, BOS, UNK]] += 9  # the likeliest by far, and yet never written
-    model.softmax.head.assign(kernel)
+    for seed, rows in enumerate((model.embedding.rows[0], model.softmax.table.rows[0])):
+        rows.assign(rows + np.random.default_rng(seed).normal(size=rows.shape))
+    bias = model.softmax.biases[0].numpy()
+    bias[[PAD, BOS, UNK]] += 9  # the likeliest by far, and yet never written
+    model.softmax.biases[0].assign(bias)
     return model
 
 

@@ -492,7 +492,7 @@ def test_pi_starts_uniform_and_is_one_hot_where_fixed():
 
 def test_weights_start_as_they_should():
     net = PARTransformerXL(500, ["search"], d_model=64, num_heads=2, d_ffn=128)
-    assert np.std(net.embedding.embeddings) == pytest.approx(0.02, rel=0.05)
+    assert np.std(net.embedding.rows[0]) == pytest.approx(0.02, rel=0.05)
     attention = net.blocks[0].branches["attention"]
     for kernel in (
         attention.query,

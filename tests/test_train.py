@@ -86,6 +86,9 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     {"tau_is_trainable": True, "search": "alternating"},
     {"opt_name": "sgd", "clipnorm": 1.0, "embedding_dropout": 0.1},
     {"gumbel_per_row": True, "latency_weight": 0.1},
+    {"tie_embeddings": True, "proj_factor": 2, "embedding_dropout": 0.1, "weight_decay": 0.1},
+    {"tie_embeddings": True, "cutoffs": [], "accumulate": 2},
+    {"tie_embeddings": True, "proj_factor": 1, "mixed_precision": True},
     {"gumbel_per_row": True, "straight_through": True}], ids=str)
 def test_every_setting_trains(settings, run_train):
     folder = run_train(max_steps=40, log_every=10, **{"num_layers": 1} | settings)
@@ -96,8 +99,9 @@ def test_every_setting_trains(settings, run_train):
         assert losses[40] < losses[10]
 
 
-def test_compiled_and_graph_mode_agree(run_train):
-    settings = {"num_layers": 1, "max_steps": 20, "log_every": 5}
+@pytest.mark.parametrize("tied", [False, True])
+def test_compiled_and_graph_mode_agree(tied, run_train):
+    settings = {"num_layers": 1, "max_steps": 20, "log_every": 5, "tie_embeddings": tied}
     graph, compiled = (
         losses_of(run_train(model_name=mode, jit_compile=mode, **settings))
         for mode in ("false", "true"))
@@ -156,7 +160,7 @@ def test_fine_tuning_starts_from_the_weights_of_the_chosen_branches(run_train, s
     attention = second.norms["attention"](x + second.branches["attention"](x, context, bias))
     assert np.array_equal(model.blocks[0](x)[0], dense)
     assert np.array_equal(model.blocks[1](x, memory=memory, bias=bias)[0], attention)
-    assert np.array_equal(model.embedding.embeddings, trained.embedding.embeddings)
+    assert np.array_equal(model.embedding.rows[0], trained.embedding.rows[0])
     assert np.array_equal(model.softmax.log_prob(x[0]), trained.softmax.log_prob(x[0]))
 
     tuned = run_train(model_name="tuned", init_from=str(search_run), max_steps=7)

@@ -36,7 +36,7 @@ def weights_after(trainer, *steps):
     seen = []
     for count in steps:
         trainer.train(count)
-        seen.append((trainer.model.theta.numpy(), trainer.model.softmax.head.numpy()))
+        seen.append((trainer.model.theta.numpy(), trainer.model.softmax.table.rows[0].numpy()))
     return seen
 
 
@@ -59,7 +59,7 @@ def test_the_windows_of_a_training_end_at_once(trainer_of):
 def test_the_settings_reach_the_network():
     settings = tiny_settings(proj_dims=[4, 3], dropout_rate=0.3, straight_through=True)
     network = build_network(settings, VOCAB_SIZE, static_shapes=True)
-    assert [variable.shape[1] for variable in network.softmax.projections] == [4, 3]
+    assert [rows.shape[1] for rows in network.softmax.table.rows[1:]] == [4, 3]
     assert network.softmax.static_shapes and network.straight_through
     assert [block.dropout_rate for block in network.blocks] == [0.3, 0.3]
 
@@ -77,7 +77,7 @@ def test_an_alternating_search_trains_the_architecture_in_its_share_of_the_steps
     again = trainer_of(search="alternating", arch_share=0.25, warmup_steps=8)
     again.train(24)  # in one call
     assert np.array_equal(again.model.theta, seen[-1][0])
-    assert np.array_equal(again.model.softmax.head, seen[-1][1])
+    assert np.array_equal(again.model.softmax.table.rows[0], seen[-1][1])
 
 
 def test_a_joint_search_trains_both_in_every_step(trainer_of):
@@ -161,7 +161,7 @@ def test_the_start_of_an_epoch_equals_a_plain_loop(trainer_of, data_dir):
     architecture = ["attention"] * 2
     trainer = trainer_of(
         architecture=architecture, mem_len=20, dropout_rate=0.0, opt_name="sgd", max_lr=0.0)
-    head = trainer.model.softmax.head
+    head = trainer.model.softmax.table.rows[0]
     head.assign(np.random.default_rng(0).normal(size=head.shape))
     memory, plain = trainer.state.memory * 0, []
     windows = data_utils.load_windows(data_dir, "train", trainer.metadata)
@@ -182,9 +182,9 @@ def test_the_start_of_an_epoch_equals_a_plain_loop(trainer_of, data_dir):
 def test_an_id_that_occurs_twice_moves_by_the_sum_of_its_gradients(trainer_of):
     trainer = trainer_of(opt_name="rmsprop", max_lr=0.01, warmup_steps=0)
     trainer.train(1)  # while the softmax kernels are zero, no gradient reaches the embedding
-    before = trainer.model.embedding.embeddings.numpy()
+    before = trainer.model.embedding.rows[0].numpy()
     trainer.train(1)
-    moved = np.abs(trainer.model.embedding.embeddings.numpy() - before) / 0.01
+    moved = np.abs(trainer.model.embedding.rows[0].numpy() - before) / 0.01
     # RMSprop's first gradient: g / sqrt(0.1 g^2), whatever g
     assert moved.max() == pytest.approx(math.sqrt(10), rel=1e-3)
 
@@ -211,7 +211,8 @@ def test_a_step_samples_at_the_temperature_of_its_own_step(trainer_of, data_dir)
         fresh=True, dropout_rate=0.0, mem_len=0, opt_name="sgd", max_lr=0.0, epochs=1,
         tau_start=8.0, tau_end=1e-3)
     model, rng = trainer.model, np.random.default_rng(0)
-    model.softmax.head.assign(rng.normal(size=model.softmax.head.shape))
+    rows = model.softmax.table.rows[0]
+    rows.assign(rng.normal(size=rows.shape))
     for block in model.blocks:
         block.norms["dense"].scale.assign(rng.normal(size=model.sizes.d_model))
     for step, window in enumerate(data_utils.load_windows(

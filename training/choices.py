@@ -79,7 +79,7 @@ class ChoiceScorer:
             by_network = [tf.reshape(each, [-1, B, T, each.shape[-1]]) for each in outputs]
             x = tf.stack(by_network, axis=1)  # [P, K, B, T, D]
             x = tf.reshape(x, [-1, T, x.shape[-1]])  # [P K B, T, D]
-        hidden = tf.reshape(x * model.scale, [-1, B * T, x.shape[-1]])  # [N, B T, D]
+        hidden = tf.reshape(model.hidden(x), [-1, B * T, x.shape[-1]])  # [N, B T, D]
         labels = tf.reshape(window[:, 1:], [-1])  # [B T]
         real = tf.reshape(real_targets(window), [-1])  # [B T]
 

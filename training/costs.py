@@ -28,8 +28,9 @@ def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarr
     """FLOPs of the softmax for a window, forward.
 
     It has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head counts the
-    ids in the head, tails the tails, and tail i has width d_i and n_i ids. (A compiled step does
-    more: it computes every tail for every token.)
+    ids in the head, tails the tails, and tail i has width d_i and n_i ids. If d_i is D there
+    is no projection, D d_i; tied embeddings have it twice, for the input projects too. (A compiled
+    step does more: it computes every tail for every token.)
 
     Args:
       model: the network.
@@ -38,8 +39,10 @@ def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarr
     """
     D, softmax = model.sizes.d_model, model.softmax
     per_token = D * (softmax.head_size + len(softmax.tails))
-    for (first, end), projection in zip(softmax.tails, softmax.projections):
-        per_token += probability[first:end].sum() * projection.shape[1] * (D + end - first)
+    for tail in softmax.tails:
+        projected = D * (tail.width != D) * (2 if model.tie_embeddings else 1)
+        share = probability[tail.first:tail.end].sum()
+        per_token += share * tail.width * (projected + tail.size)
     return 2 * B * T * per_token
 
 
@@ -63,9 +66,9 @@ def training_memory(model: PARTransformerXL, B: int, T: int, probability: np.nda
     """
     softmax = model.softmax
     logits = softmax.head_size + len(softmax.tails)
-    for first, end in softmax.tails:
-        share = 1 if softmax.static_shapes else probability[first:end].sum()
-        logits += share * (end - first)
+    for tail in softmax.tails:
+        share = 1 if softmax.static_shapes else probability[tail.first:tail.end].sum()
+        logits += share * tail.size
     inputs = len(model.blocks) * B * T * model.sizes.d_model
     kept = sum(layer.numbers_kept(B, T) for layer in _layers(model))
     at_once = max((layer.numbers_at_once(B, T) for layer in _layers(model)), default=0)

@@ -70,12 +70,13 @@ MODEL = {  # all of them, and no other
     "cutoffs": each(SIZE),
     "proj_factor": whole(1, 2**31),
     "proj_dims": each(SIZE),
+    "tie_embeddings": boolean,
     "straight_through": boolean,
     "gumbel_per_row": boolean,
     "trainable_tau": lambda value: value is None or number(1e-3, math.inf)(value),
     "name": text(r"\w{1,64}"),
 }
-LATER = {"embedding_dropout"}  # runs of earlier versions lack it, and have its default
+LATER = {"embedding_dropout", "tie_embeddings"}  # earlier runs lack them, and have the defaults
 
 
 def fault(config: dict) -> str | None:

@@ -47,6 +47,9 @@ class Settings:
         "out; none: a plain softmax")
     proj_factor: int = setting(4, "tail i is D / proj_factor^i wide", lower_bound=1)
     proj_dims: Sequence[int] = setting((), "the tails' widths themselves")
+    tie_embeddings: bool = setting(
+        False, "input and output share the rows of the ids; tails narrower than D are projected "
+        "on both sides")
 
     # Search
     search: str = setting(
@@ -124,7 +127,8 @@ class Settings:
             "mem_len": self.mem_len, "dropout_rate": self.dropout_rate,
             "embedding_dropout": self.embedding_dropout,
             "cutoffs": list(self.cutoffs), "proj_factor": self.proj_factor,
-            "proj_dims": list(self.proj_dims), "straight_through": self.straight_through,
+            "proj_dims": list(self.proj_dims), "tie_embeddings": self.tie_embeddings,
+            "straight_through": self.straight_through,
             "gumbel_per_row": self.gumbel_per_row,
             "trainable_tau": self.tau_start if self.tau_is_trainable else None,
             "name": "par_transformer_xl"}
