@@ -490,6 +490,26 @@ def test_pi_starts_uniform_and_is_one_hot_where_fixed():
     assert any(variable is net.theta for variable in net.trainable_variables)
 
 
+@pytest.mark.parametrize("tied, factor", [(False, D**0.5), (True, D**0.25)])
+def test_hidden_vectors_are_scaled_as_their_rows_need_it(tied, factor):
+    net = network(["dense"], cutoffs=[20], proj_factor=1, tie_embeddings=tied)
+    x = tf.random.stateless_normal([2, 3, D], [1, 2])
+    assert np.allclose(net.hidden(x), x * factor, rtol=1e-6)
+    assert np.allclose(net.embed(tf.constant([[7]]))[0, 0], net.embedding.rows[0][7] * D**0.5)
+
+
+def test_tied_rows_start_near_the_unigram_distribution():
+    counts = 10_000 / np.arange(1, 501)
+    net = PARTransformerXL(500, ["dense"], d_model=64, num_heads=2, d_ffn=128, cutoffs=[50],
+                           proj_factor=1, tie_embeddings=True)
+    net.softmax.start_from(counts)
+    targets = np.random.default_rng(0).choice(500, [1, 2000], p=counts / counts.sum())
+    hidden, _ = net(tf.constant(targets), net.empty_memory(1), filled=0)
+    nll = net.softmax(hidden[0, :-1], tf.constant(targets[0, 1:], tf.int32))
+    entropy = -np.mean(np.log((counts / counts.sum())[targets[0, 1:]]))
+    assert float(tf.reduce_mean(nll)) == pytest.approx(entropy, rel=0.1)
+
+
 def test_weights_start_as_they_should():
     net = PARTransformerXL(500, ["search"], d_model=64, num_heads=2, d_ffn=128)
     assert np.std(net.embedding.rows[0]) == pytest.approx(0.02, rel=0.05)

@@ -30,8 +30,7 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
     """An optimizer of `variables`, whose name is `name`; `learning_rate` takes no arguments.
 
     Weight decay is apart from the gradient (Loshchilov & Hutter 2017, "Decoupled weight decay
-    regularization"), and of matrices alone: no bias or gain, and no architecture. (The biases of
-    the softmax are the last row of its matrices, and decay with them.)
+    regularization"), and of matrices alone: no bias or gain, and no architecture.
     """
     kinds = {
         "adam": FusedAdam, "rmsprop": keras.optimizers.RMSprop, "sgd": keras.optimizers.SGD}
