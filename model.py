@@ -66,7 +66,9 @@ class PARTransformerXL(keras.Model):
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
             clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor, proj_dims)
-        self.embedding = ClusterTable(clusters, d_model, stddev=0.02, name="embedding")
+        # Shared rows start smaller: they also score, beside biases that know the frequencies.
+        stddev = 0.005 if tie_embeddings else 0.02  # measured, docs/cutoffs.md
+        self.embedding = ClusterTable(clusters, d_model, stddev, name="embedding")
         self.embedding.build([None, None])  # the shape is for summary(), as in what follows
         self.blocks = [Block(kind, place, self.sizes, dropout_rate, dtype=self.dtype_policy,
                              name=f"block_{place + 1}") for place, kind in enumerate(architecture)]
@@ -145,9 +147,8 @@ class PARTransformerXL(keras.Model):
     def hidden(self, x):
         """What the softmax takes, float32 [B, T, D], for the output of the last block [B, T, D].
 
-        Rows of its own learn as fast as the embeddings, and by the same scale. Rows that are
-        shared have the size of embeddings from the start: by D^0.25 (measured, docs/cutoffs.md)
-        the first logits are still small beside the biases.
+        Rows of its own are scaled as the embeddings are, so they learn as fast. Rows that are
+        shared are scaled by D^0.25, which learned best of 1, D^0.25 and D^0.5 (docs/cutoffs.md).
         """
         return x * (self.sizes.d_model**0.25 if self.tie_embeddings else self.scale)
 

@@ -511,6 +511,8 @@ def test_tied_rows_start_near_the_unigram_distribution():
 
 
 def test_weights_start_as_they_should():
+    tied = PARTransformerXL(500, ["dense"], d_model=64, num_heads=2, tie_embeddings=True)
+    assert np.std(tied.embedding.rows[0]) == pytest.approx(0.005, rel=0.05)
     net = PARTransformerXL(500, ["search"], d_model=64, num_heads=2, d_ffn=128)
     assert np.std(net.embedding.rows[0]) == pytest.approx(0.02, rel=0.05)
     attention = net.blocks[0].branches["attention"]
