@@ -20,7 +20,6 @@ from cutoffs import Cluster, clusters_of
 from layers.ops import linear_cross_entropy
 
 
-@keras.saving.register_keras_serializable("par_transformer_xl")
 class ClusterTable(keras.layers.Layer):
     """A row for each id: its vector at the input, and what scores it at the output.
 
@@ -74,7 +73,6 @@ class ClusterTable(keras.layers.Layer):
         return own if self.projections[i] is None else own @ self.projections[i]
 
 
-@keras.saving.register_keras_serializable("par_transformer_xl")
 class AdaptiveSoftmax(keras.layers.Layer):
     """Negative log-likelihood of ids given hidden vectors, and the log-probabilities of all V ids.
 
@@ -89,8 +87,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
       table: the rows, shared with the input; None for rows of its own, which start at zero.
 
     Raises:
-      ValueError: cutoffs that do not rise or are out of range; `proj_dims` not one positive width
-        per tail.
+      InputError: as `cutoffs.clusters_of`.
     """
 
     def __init__(self, d_model: int, vocab_size: int, cutoffs: Sequence[int] = (),
@@ -143,21 +140,20 @@ class AdaptiveSoftmax(keras.layers.Layer):
         Returns:
           float32 [N], in nats.
         """
+        inside = [(targets >= tail.first) & (targets < tail.end) for tail in self.tails]  # [N] each
         head_target = targets  # [N], a tail's ids replaced by its entry
-        for i, (first, end, _) in enumerate(self.tails):
-            inside = (targets >= first) & (targets < end)  # [N]
-            head_target = tf.where(inside, self.head_size + i, head_target)
+        for i, within in enumerate(inside):
+            head_target = tf.where(within, self.head_size + i, head_target)
         nll = linear_cross_entropy(hidden, self._rows(0), self._bias(0), head_target)  # [N]
-        for i, (first, end, _) in enumerate(self.tails, 1):
-            inside = (targets >= first) & (targets < end)  # [N]
+        for i, ((first, end, _), within) in enumerate(zip(self.tails, inside), 1):
             rows, bias = self._rows(i), self._bias(i)
             if self.static_shapes:
                 label = tf.clip_by_value(targets - first, 0, end - first - 1)  # [N]
                 projected = self.table.project(hidden, i)  # [N, d_i]
                 tail_nll = linear_cross_entropy(projected, rows, bias, label)  # [N]
-                nll += tf.where(inside, tail_nll, 0.0)
+                nll += tf.where(within, tail_nll, 0.0)
             else:
-                index = tf.where(inside)  # [n, 1]
+                index = tf.where(within)  # [n, 1]
                 label = tf.gather_nd(targets, index) - first  # [n]
                 projected = self.table.project(tf.gather_nd(hidden, index), i)  # [n, d_i]
                 tail_nll = linear_cross_entropy(projected, rows, bias, label)  # [n]

@@ -18,7 +18,6 @@ backward for each.
 import dataclasses
 import json
 import os
-import resource
 import tempfile
 from pathlib import Path
 
@@ -57,7 +56,7 @@ with cli.quiet():
     import data_utils
     from layers import from_letters, letters
     from support import corpora, devices, files, tokenization
-    from support.timing import seconds
+    from support.timing import peak_mebibytes, seconds
     from training import costs
     from training.scoring import Evaluator
     from training.trainer import PREFETCHED, Trainer, build_network
@@ -273,7 +272,7 @@ def main(_):
         for part in [ONLY.value] if ONLY.value else PARTS:
             results[part] = getattr(bench, part)()
             print(part, json.dumps(results[part], indent=2))
-    results["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results["peak_memory_mib"] = peak_mebibytes()
     if tf.config.list_physical_devices("GPU"):
         memory = tf.config.experimental.get_memory_info("GPU:0")
         results["peak_gpu_memory_mib"] = memory["peak"] / 2**20

@@ -92,8 +92,8 @@ class Constants:
     """What the cost of a cluster depends on.
 
     Attributes:
-      floor: of a cluster however small, in ms.
-      fixed: of a cluster beside its work, in ms.
+      floor: the least time of a cluster, in ms.
+      fixed: the fixed overhead of a cluster, in ms.
       product: of a multiply-add of the forward product, its two backward included, in ns.
       logit: of a logit's softmax, in ns.
     """

@@ -147,8 +147,8 @@ class PARTransformerXL(keras.Model):
     def hidden(self, x):
         """What the softmax takes, float32 [B, T, D], for the output of the last block [B, T, D].
 
-        Rows of its own are scaled as the embeddings are, so they learn as fast. Rows that are
-        shared are scaled by D^0.25, which learned best of 1, D^0.25 and D^0.5 (docs/cutoffs.md).
+        Separate output rows start at zero and, scaled by sqrt(D), learn as fast as the embeddings.
+        Shared rows are scaled by D^0.25, the best of 1, D^0.25 and D^0.5 (docs/cutoffs.md).
         """
         return x * (self.sizes.d_model**0.25 if self.tie_embeddings else self.scale)
 

@@ -73,7 +73,7 @@ with cli.group("Devices"):
         "loss stay float32")
 
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name),
-                         "must be letters, digits, '_', '-' and '.', the last two not first")
+                         "must be letters, digits, '_', '-' and '.', not beginning with '-' or '.'")
 flags.register_validator("save_every", lambda text: re.fullmatch(r"0*[1-9]\d*m?", text),
                          "must be a number of steps, or of minutes as in 10m")
 cli.begin(__name__)
@@ -187,7 +187,7 @@ def validate(trainer: Trainer, run: Run, handle_signals: Callable[[], None]) -> 
     run.evaluation(trainer.step, valid)
     try:
         run.text(trainer.step, *trainer.write_text())
-    finally:  # no text is worth an epoch
+    finally:  # a failed sample must not cost an epoch
         run.save(trainer.step, last=trainer.step == trainer.last_step)
     return valid
 

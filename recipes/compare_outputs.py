@@ -7,12 +7,14 @@ input. The network is adadad, in bfloat16 as in the recipes. The layer runs forw
 for the tokens of one step, with targets as frequent as in the data.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from support import cli
+from support.cli import InputError
 from training.settings import Settings
 
 DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "what make_data.sh made")
@@ -33,12 +35,18 @@ STEPS = 5  # of training, in one measurement
 
 
 def settings_of(output: str) -> Settings:
-    """The settings of a network with an output layer, given as --output."""
-    cutoffs, factor, tied, *_ = [*output.split(), "", ""]
-    return Settings(
-        architecture=from_letters("adadad"),
-        cutoffs=cli.IntegersParser().parse(cutoffs.replace("none", "")),
-        proj_factor=int(factor or 1), tie_embeddings=tied == "tied")
+    """The settings of a network with an output layer, given as --output.
+
+    Raises:
+      InputError: it is not written like one.
+    """
+    match = re.fullmatch(r"(none|[\d,]+)(?: (\d+))?( tied)?", output)
+    if not match:
+        raise InputError(f"--output='{output}' must be cutoffs or none; a proj_factor; tied")
+    cutoffs = [] if match[1] == "none" else cli.IntegersParser().parse(match[1])
+    return Settings(architecture=from_letters("adadad"), cutoffs=cutoffs,
+                    proj_factor=int(match[2] or Settings.proj_factor),
+                    tie_embeddings=bool(match[3]))
 
 
 def main(_):

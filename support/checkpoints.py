@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from support import files
+from support import cli, files
 from support.cli import InputError
 
 HASHES = "sha256.json"
@@ -70,13 +70,13 @@ class Checkpoints:
         """
         folder = self._folder / str(step)
         try:
-            record = files.read_json(folder / HASHES, ["checkpoint"])
+            record = files.read_json(folder / HASHES, ["checkpoint", "step", "run_id"])
             hashes = record["checkpoint"]
             if not isinstance(hashes, dict) or not all(map(FILE_NAME.fullmatch, hashes)):
                 return f"{folder / HASHES} does not list the files beside it"
-            if record.get("step", step) != step:
+            if record["step"] != step:
                 return f"{folder} was renamed: it is the checkpoint of another step"
-            if self._run_id and record.get("run_id", self._run_id) != self._run_id:
+            if self._run_id and record["run_id"] != self._run_id:
                 return f"{folder} belongs to another run"
             for name, sha256 in hashes.items():
                 if files.sha256(folder / name) != sha256:
@@ -141,9 +141,12 @@ class Checkpoints:
         """
         path = self._folder / str(step) / "state"
         try:
-            state.read(str(path)).assert_existing_objects_matched().expect_partial()
+            status = state.read(str(path))
+            status.expect_partial()  # or TensorFlow warns of each value that is not used
+            status.assert_existing_objects_matched()
         except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
-            raise InputError(f"cannot restore {path}: {str(error).splitlines()[0]}") from None
+            reason = cli.printable(str(error).splitlines()[0], 200)
+            raise InputError(f"cannot restore {path}: {reason}") from None
 
     def restore_last(self, state: tf.train.Checkpoint, tell: Callable[[str], None]) -> int | None:
         """Restores the last checkpoint that is as it was written, and tells of those that are not.

@@ -45,8 +45,8 @@ FAILURES = {
 
 
 # How the loader and the system say it.
-NO_MEMORY = re.compile("failed to map segment|annot allocate memory")
-STANDARD_ERROR = threading.RLock()  # held while it leads nowhere
+NO_MEMORY = re.compile("failed to map segment|annot allocate memory(?! in static TLS)")
+QUIET, _quiet_blocks, _standard_error = threading.Lock(), 0, None
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
@@ -100,27 +100,37 @@ def quiet():
     Raises:
       InputError: there is too little memory to load them.
     """
-    with STANDARD_ERROR:
-        sys.stderr.flush()
-        ends_at_once = (in_main_thread()
-                        and signal.getsignal(signal.SIGINT) == signal.default_int_handler)
+    sys.stderr.flush()
+    interrupts = signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    ends_at_once = interrupts and in_main_thread()
+    if ends_at_once:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _redirect(+1)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        raise InputError("not enough memory to load a library "
+                         f"({reason(error) or type(error).__name__})") from None
+    finally:
+        _redirect(-1)
         if ends_at_once:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
-                raise
-            raise InputError("not enough memory to load a library "
-                             f"({reason(error) or type(error).__name__})") from None
-        finally:
-            if ends_at_once:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _redirect(blocks: int):
+    """Standard error leads nowhere while any block is quiet, in whatever thread."""
+    global _quiet_blocks, _standard_error
+    with QUIET:
+        if not _quiet_blocks:
+            _standard_error, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
             os.close(nowhere)
+        _quiet_blocks += blocks
+        if not _quiet_blocks:
+            os.dup2(_standard_error, 2)
+            os.close(_standard_error)
 
 
 def in_main_thread() -> bool:
@@ -222,7 +232,7 @@ def run(main):
             if _is_not_utf8(os.getcwd()):
                 sys.exit("error: the name of the current folder is not UTF-8")
         except FileNotFoundError:
-            sys.exit("error: the current folder was deleted: cd to another one")
+            sys.exit("error: the current folder has been removed: change to one that exists")
         return rest
 
     def guarded(argv):
@@ -263,7 +273,8 @@ def _of_system(error: OSError) -> str:
     """What an error of the system says: [Errno 13] Permission denied: 'x' is for programs."""
     if error.strerror is None or error.filename is None:
         return error.strerror or str(error)
-    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    name = error.filename
+    return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror}"
 
 
 def printable(text: str, most: int = 1000) -> str:
@@ -287,7 +298,7 @@ class _PathParser(flags.ArgumentParser):
         if not argument:
             raise ValueError("is empty")
         if re.match(r"[A-Za-z][\w+.-]*:/", argument):
-            raise ValueError("is no local path: mount or copy it first")
+            raise ValueError("is not a local path: mount or copy it first")
         path = os.path.expanduser(argument)
         if path.startswith("~"):
             raise ValueError(f"names a home folder that does not exist: write ./{path} "

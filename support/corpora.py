@@ -16,7 +16,7 @@ COMPRESSED = {
     b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd",
     b"\x04\x22\x4d\x18": "unlz4", b"7z\xbc\xaf\x27\x1c": "7z x", b"Rar!": "unrar x",
 }
-# What else is taken for a text, by how it begins.
+# Files that are mistaken for text, by their first bytes.
 NO_TEXTS = {
     b"PK\x03\x04": "a zip archive or an office document: unzip it, or save it as plain text",
     b"%PDF": "a PDF document: pdftotext converts it",
@@ -170,11 +170,11 @@ def _no_text(path: Path, position: int) -> InputError:
     before = b"".join(files.blocks(path, 0, position))
     line, byte = before.count(b"\n") + 1, position - before.rfind(b"\n")
     if next(files.blocks(path, position)).startswith(b"\0"):
-        return InputError(f"{path} has a NUL, as no text has: line {line}, byte {byte}; "
-                          "tr -d '\\000' removes all")
+        return InputError(f"{path} contains a NUL byte, so it is not plain text: line {line}, "
+                          f"byte {byte}; tr -d '\\000' removes all")
     if b"\0" in beginning:
-        return InputError(f"{path} is no text: line {line}, byte {byte} is not UTF-8, and it has "
-                          "NULs: save it as plain text")
+        return InputError(f"{path} is not a text file: line {line}, byte {byte} is not UTF-8, and "
+                          "it has NULs: save it as plain text")
     return InputError(f"{path} is not UTF-8: line {line}, byte {byte}; iconv converts")
 
 

@@ -85,7 +85,7 @@ fail_installation() { # requirements, a line each; what pip said
   local stays
   if stays=$(grep -o '(constraint) .*' "$2"); then
     fail "cannot install $(paste -sd ' ' - <<<"$1") and leave $(echo ${stays//(constraint) /}) as it is: run this in another environment," \
-      "or change it by $PYTHON -m pip install $(sed "s/.*/'&'/" <<<"$1" | paste -sd ' ' -); all that pip said is in $2"
+      "or change it with $PYTHON -m pip install $(sed "s/.*/'&'/" <<<"$1" | paste -sd ' ' -); all that pip said is in $2"
   fi
   fail "the installation failed ($(grep -i 'error\|no module named' "$2" | tail -n 1)); all of it is in $2; run this again when it is mended"
 }

@@ -135,7 +135,7 @@ def refuse_links(folder: Path):
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
             if os.path.islink(path := os.path.join(parent, name)):
-                raise InputError(f"{path} is a link: {folder} must hold files of its own alone")
+                raise InputError(f"{path} is a symbolic link: links are not allowed in {folder}")
 
 
 def check_no_pattern(path: Path):

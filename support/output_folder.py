@@ -12,7 +12,8 @@ from typing import Iterator
 from support import files
 from support.cli import InputError
 
-MARK = "workspace"  # the name of a file that says that `replaced` made the folder
+MARK = "workspace"  # the name of a file that marks a folder as made by `replaced`
+
 
 def hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file in a folder, by its path there."""

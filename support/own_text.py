@@ -8,7 +8,7 @@ from support.cli import InputError
 from support.corpora import SPLITS, Corpus, Part, Text, next_break, shown, whole_file
 
 HELD_OUT = 0.05  # of a text that has no splits, for each of the last two
-# What names a split, of capitals or not.
+# The names of each split; case is ignored.
 WORDS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
 ANY_WORD = re.compile(rf"(?<![a-z])({'|'.join(WORDS.values())}|training|testing|eval)(?![a-z])")
 
@@ -71,8 +71,8 @@ def _texts_of(folder: Path, splits: dict[str, list[str]]) -> dict[str, Text]:
                              f"leave one of them there as {split}")
         if not names:
             there = shown(next(names[0] for names in splits.values() if names))
-            raise InputError(f"{folder} holds {there} but no {split}.txt: add that file, or rename "
-                             f"{there} if it is no split")
+            raise InputError(f"{folder} contains {there} but no {split}.txt: add it, or rename "
+                             f"{there} if it is not a split")
     taken, texts = [], {}
     others = [name for name in os.listdir(folder) if [name] not in splits.values()]
     for split, [name] in splits.items():

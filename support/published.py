@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from support import console, files
+from support import cli, console, files
 from support.cli import InputError
 from support.corpora import SPLITS, Corpus, Part, Text, next_character, whole_file
 
@@ -223,6 +223,9 @@ def _deadline(seconds: float) -> Iterator[None]:
         # No OSError, which `files.named` would take for one of the disk.
         raise InputError(f"not finished after {seconds} s")
 
+    if not cli.in_main_thread():  # which alone may set an alarm
+        yield
+        return
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

@@ -8,7 +8,6 @@ text to score all go through `Tokenizer.tokenize`.
 import codecs
 import copy
 import hashlib
-import inspect
 import io
 import re
 from dataclasses import asdict, dataclass
@@ -308,10 +307,12 @@ def _sentencepiece(model: bytes):
     """tensorflow-text's tokenizer of a model.
 
     Its resource has a name, the hash of the model. One without a name would be lost whenever
-    somebody sets the seed of TensorFlow or Keras, which clears the cache of kernels.
+    somebody sets the seed of TensorFlow or Keras, which clears the cache of kernels. No public
+    argument of tensorflow-text sets the name.
     """
     text = cli.tensorflow_text()
-    module = inspect.getmodule(text.SentencepieceTokenizer)
+    from tensorflow_text.python.ops import sentencepiece_tokenizer as module
+
     name = hashlib.sha256(model).hexdigest()
 
     class NamedResource(module._SentencepieceModelResource):

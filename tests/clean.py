@@ -7,7 +7,8 @@ import site
 import tempfile
 
 # Where programs, packages and devices are; and what is meant for the tests.
-KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "COLD", "WIKITEXT2")
+KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "COLD", "WIKITEXT2",
+        "COLAB_RELEASE_TAG")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has inherited all this
     tempfile.tempdir = tempfile.mkdtemp()

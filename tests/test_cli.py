@@ -129,9 +129,9 @@ def test_the_home_folder_stands_for_a_tilde_in_every_path(program, names, monkey
 @pytest.mark.parametrize(
     "path, reason",
     [
-        ("gs://bucket/x", "is no local path"),
-        ("s3://bucket/x", "is no local path"),
-        ("https:/host/x", "is no local path"),
+        ("gs://bucket/x", "is not a local path"),
+        ("s3://bucket/x", "is not a local path"),
+        ("https:/host/x", "is not a local path"),
         ("~nosuchuser/x", "names a home folder that does not exist"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_current_folder_that_was_deleted_is_named(end_of, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
     told = end_of(AssertionError("begun"))
-    assert told == "error: the current folder was deleted: cd to another one"
+    assert told == "error: the current folder has been removed: change to one that exists"
 
 
 @pytest.mark.parametrize(

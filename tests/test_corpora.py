@@ -284,9 +284,9 @@ def test_splits_are_known_by_their_names(names, said, tmp_path, capsys):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["train.txt", "valid.txt", "book.txt"], "holds train.txt but no test.txt: add that file"),
-        (["test.txt", "book.txt"], "holds test.txt but no train.txt: .* or rename test.txt if it"),
-        (["train/a.txt", "test/a.txt"], "holds train but no valid.txt"),
+        (["train.txt", "valid.txt", "book.txt"], "contains train.txt but no test.txt: add it"),
+        (["test.txt", "book.txt"], "contains test.txt but no train.txt: .* or rename test.txt if it"),
+        (["train/a.txt", "test/a.txt"], "contains train but no valid.txt"),
         (["train.txt", "wiki.train.tokens", "valid.txt", "test.txt"],
          "holds both train.txt and wiki.train.tokens: leave one of them there as train"),
         (["train.txt", "val.txt", "dev.txt", "test.txt"], "both dev.txt and val.txt: .* as valid"),
@@ -348,7 +348,7 @@ def test_a_folder_of_any_texts_is_split_as_one_in_the_order_of_names(tmp_path):
         text.endswith("\n") for text in (train, valid, test)
     )
     (tmp_path / "test.txt").write_text("x\n")
-    with pytest.raises(InputError, match="holds test.txt but no train.txt"):
+    with pytest.raises(InputError, match="contains test.txt but no train.txt"):
         own_text.from_folder(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no .txt files"):
@@ -563,9 +563,9 @@ def test_what_is_no_text_is_told_for_what_it_is(function, name, message, tmp_pat
         ("K\u0101 t\u0101 \u0100\n".encode("utf-16-be"), "is UTF-16BE: iconv -f UTF-16BE -t UTF-8"),
         ("Wer, was und wo\n".encode("utf-16"), "is UTF-16: iconv -f UTF-16 -t UTF-8 converts it"),
         ("Wer, was und wo\n".encode("utf-32"), "is UTF-32: iconv -f UTF-32 -t UTF-8 converts it"),
-        (b"fine\nno\0t fine\n", "has a NUL, as no text has: line 2, byte 3; tr -d '.000' removes"),
-        (b"fine\n" * 300_000 + b"no\0t", "has a NUL, as no text has: line 300001, byte 3; tr"),
-        (b"\x80\x04\x95\0\0\0\0", "is no text: line 1, byte 1 is not UTF-8, and it has NULs: save"),
+        (b"fine\nno\0t fine\n", "it is not plain text: line 2, byte 3; tr -d '.000' removes"),
+        (b"fine\n" * 300_000 + b"no\0t", "contains a NUL byte, .*: line 300001, byte 3; tr"),
+        (b"\x80\x04\x95\0\0\0\0", "is not a text file: line 1, byte 1 is not UTF-8, and it has"),
     ],
     ids=lambda value: value[:25] if isinstance(value, str) else "",
 )

@@ -26,7 +26,8 @@ from support import corpora, output_folder, tokenization
 from support.cli import InputError
 from support.tokenization import EOS, PAD, UNK, Settings, Tokenizer
 
-WIKITEXT2 = Path(os.environ.get("WIKITEXT2", PROJECT.parent / "shared" / "wikitext-2")).absolute()
+WIKITEXT2 = Path(
+    os.environ.get("WIKITEXT2") or PROJECT.parent / "shared" / "wikitext-2").absolute()
 needs_wikitext2 = pytest.mark.skipif(
     not WIKITEXT2.exists(), reason="the environment variable WIKITEXT2 names no folder with it")
 

@@ -215,9 +215,7 @@ def test_commands_work_whatever_the_environment_says_for_others(
         command, corpus_dir, data_dir, begun, tmp_path):
     given = {"corpus_dir": corpus_dir, "data_dir": data_dir, "begun": begun}
     program, *arguments = (argument.format_map(given) for argument in command)
-    environment = {name: os.environ.get(name) for name in OF_OTHERS} | OF_OTHERS
-    environment["WARM_SERVER"] = ""  # TensorFlow reads these when it is imported
-    done = run(sys.executable, PROJECT / program, *arguments, cwd=tmp_path, env=environment)
+    done = run(sys.executable, PROJECT / program, *arguments, cwd=tmp_path, env=OF_OTHERS)
     assert done.returncode == 0, done.stderr
 
 

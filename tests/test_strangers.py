@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ import evaluate
 import export
 import generate
 import plot_search
-from support import files, tokenization
+from support import files, timing, tokenization
 from support.checkpoints import HASHES
 from support.events import EventLog, summary_values
 from training import schema
@@ -59,7 +58,7 @@ def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp
     config, refused, longest = files.read_json(begun / "config.json"), 0, 0
     generate_a_token = (generate, f"--run={begun}", "--prompt=a word", "--num_tokens=1")
     assert run_command(*generate_a_token).returncode == 0
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = timing.peak_mebibytes()
     for number, hostile in enumerate(hostile_configurations(config)):
         if hostile == config:
             continue
@@ -71,7 +70,7 @@ def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp
             refused += 1
             assert one_line(done).startswith("error: ") and len(done.stderr) < 400
         assert tree(tmp_path) == before
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024  # MiB
+    grown = timing.peak_mebibytes() - memory
     print(f"{number + 1} runs, {refused} refused, {longest:.1f} s, {grown:.0f} MiB")
     assert number > 200 and refused > number * 0.9 and longest < 10 and grown < 500
 
@@ -82,10 +81,10 @@ def test_a_network_that_is_refused_leaves_nothing_to_initialize(begun):
     files.write_json(begun / "config.json", config)
     with pytest.raises(files.InputError, match="is of another network"):
         TrainedRun(begun).network()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = timing.peak_mebibytes()
     with keras.StatelessScope():
         pass
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+    assert timing.peak_mebibytes() - before < 100
 
 
 def test_windows_as_long_as_those_of_the_papers_are_believed(search_run):
@@ -100,13 +99,14 @@ def test_windows_as_long_as_those_of_the_papers_are_believed(search_run):
     assert schema.fault(config) == "its batch, window, memory and heads are too large together"
 
 
-def test_a_run_from_before_a_setting_was_there_can_be_read(begun):
+@pytest.mark.parametrize("part, name", [("model", "tie_embeddings"), (None, "run_id")])
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(part, name, begun):
     config = files.read_json(begun / "config.json")
-    del config["model"]["embedding_dropout"]
+    del (config[part] if part else config)[name]
     files.write_json(begun / "config.json", config)
-    assert TrainedRun(begun).network()[0].embedding_dropout == 0.0
-    del config["model"]["dropout_rate"]
-    assert schema.fault(config) == "it lacks model.dropout_rate"
+    done = run_command(generate, f"--run={begun}", "--prompt=a", "--num_tokens=1")
+    assert "is of another version of this program, or damaged: it lacks" in one_line(done)
+    assert name in done.stderr and done.stdout == ""
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", f"best/{{}}/{HASHES}"])
@@ -159,7 +159,7 @@ def test_what_a_run_is_written_with_does_not_leave_its_folder(begun, run_train, 
         moved = (begun / name).rename(tmp_path / name)
         os.symlink(moved, begun / name)
         before = tree(tmp_path)
-        with pytest.raises(files.InputError, match=f"{name} is a link: .* of its own alone"):
+        with pytest.raises(files.InputError, match=f"{name} is a symbolic link: links are not"):
             run_train()
         assert tree(tmp_path) == before
         (begun / name).unlink()
@@ -173,7 +173,7 @@ def test_an_export_does_not_leave_the_folder_of_the_run(name, begun, tmp_path):
     os.symlink("../../mine", begun / name)
     before = tree(tmp_path)
     done = run_command(export, f"--run={begun}")
-    assert f"{name} is a link" in one_line(done) and tree(tmp_path) == before
+    assert f"{name} is a symbolic link" in one_line(done) and tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["train/events.out.tfevents.9999999999", "training_log.log"])
@@ -226,15 +226,12 @@ def test_a_part_of_another_run_is_refused(part, to_search, begun, other_run):
 
 
 @pytest.mark.parametrize("to_search", [False, True])
-def test_a_part_of_another_network_is_refused_though_no_run_has_an_id(
+def test_a_part_of_another_network_is_refused_though_the_ids_are_alike(
         to_search, begun, other_run):
-    """As runs of earlier versions."""
     source, target = (other_run, begun) if to_search else (begun, other_run)
     for folder in (begun, other_run):
         for path in (folder / "config.json", *folder.glob(f"*/*/{HASHES}")):
-            record = files.read_json(path)
-            del record["run_id"]
-            files.write_json(path, record)
+            files.write_json(path, files.read_json(path) | {"run_id": "0" * 32})
         TrainedRun(folder).network()
     copied(source / "best", target / "best")
     with pytest.raises(files.InputError, match="config.json is of another network"):
@@ -271,14 +268,18 @@ def test_a_tokenizer_of_another_size_is_refused(begun, corpus_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["99999", "7"])
-def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(name, begun, run_train):
-    last = max(os.listdir(begun / "checkpoints"), key=int)
+def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(
+        name, begun, data_dir, run_train):
+    *others, last = sorted(os.listdir(begun / "checkpoints"), key=int)
+    for other in others:
+        shutil.rmtree(begun / "checkpoints" / other)
     (begun / "checkpoints" / last).rename(begun / "checkpoints" / name)
     with pytest.raises(files.InputError, match=f"{name} was renamed"):
         TrainedRun(begun, name).network()
-    if name == "99999" and len(os.listdir(begun / "checkpoints")) == 1:
-        with pytest.raises(files.InputError, match="no checkpoint .* can be restored"):
-            run_train()
+    before = (begun / "config.json").read_bytes()
+    with pytest.raises(files.InputError, match="no checkpoint .* can be restored"):
+        run_train(data_dir=str(data_dir))
+    assert (begun / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "two\nlines", "x" * 9000])

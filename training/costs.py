@@ -29,8 +29,8 @@ def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarr
 
     It has B T (D (head + tails) + sum_i p_i (D d_i + d_i n_i)) multiply-adds, where head counts the
     ids in the head, tails the tails, and tail i has width d_i and n_i ids. If d_i is D there
-    is no projection, D d_i; tied embeddings have it twice, for the input projects too. (A compiled
-    step does more: it computes every tail for every token.)
+    is no projection, D d_i; the input of tied embeddings has it for every token. (A compiled step
+    does more: it computes every tail for every token.)
 
     Args:
       model: the network.
@@ -40,9 +40,10 @@ def softmax_flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarr
     D, softmax = model.sizes.d_model, model.softmax
     per_token = D * (softmax.head_size + len(softmax.tails))
     for tail in softmax.tails:
-        projected = D * (tail.width != D) * (2 if model.tie_embeddings else 1)
+        projection = D * tail.width * (tail.width != D)
         share = probability[tail.first:tail.end].sum()
-        per_token += share * tail.width * (projected + tail.size)
+        per_token += share * (projection + tail.width * tail.size)
+        per_token += projection * model.tie_embeddings  # at the input, for every token
     return 2 * B * T * per_token
 
 

@@ -58,10 +58,9 @@ class Run:
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         self.folder, self._corpus, self._state = folder, config["data"]["corpus"], state
         self._unsaved_best = None  # its step and its state
-        is_there = (folder / "config.json").exists() or has_begun(folder)
-        if is_there:
-            _check_same(folder, config)
-        self._run_id = (run_id(folder) if is_there else None) or uuid.uuid4().hex
+        self._run_id = uuid.uuid4().hex
+        if (folder / "config.json").exists() or has_begun(folder):
+            self._run_id = _checked_same(folder, config)["run_id"]
         self._checkpoints = Checkpoints(folder / "checkpoints", self._run_id, CHECKPOINTS_KEPT)
         self._best = Checkpoints(folder / "best", self._run_id)
         files.refuse_links(folder)
@@ -71,10 +70,10 @@ class Run:
         self._log = _logger(self._console, self._file)
         self.say = self._log.info  # to the log and the console
         self.note = self._log.debug  # to the log alone
+        self.resumed = self._checkpoints.restore_last(state, self.say)
         for name in ("tokenizer.model", "tokenizer.vocab"):
             files.write_whole(folder / name, (data_dir / name).read_bytes())
         files.write_json(folder / "config.json", config | {"run_id": self._run_id})
-        self.resumed = self._checkpoints.restore_last(state, self.say)
         new, best_steps = self.resumed is None, self._best.steps()
         damages = [damage for damage in map(self._best.damage, best_steps) if damage]
         if not best_steps and np.isfinite(state.best_loss.numpy()):
@@ -223,7 +222,7 @@ def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
     network = settings.network_arguments(metadata["vocab_size"])
     kinds = {"kinds": list(KINDS)}  # in the order of pi
     config = {"flags": flags | meaning, "data": data, "layers": kinds, "model": network}
-    if fault := schema.fault(config):
+    if fault := schema.fault(config | {"run_id": uuid.uuid4().hex}):
         raise InputError(f"such a run could not be resumed: {fault}")
     return config
 
@@ -239,15 +238,6 @@ def has_begun(folder: Path) -> bool:
     return bool(Checkpoints(folder / "checkpoints").steps())
 
 
-def run_id(folder: Path) -> str | None:
-    """What the parts of the run in a folder have in common; None for a run from before ids.
-
-    Raises:
-      InputError: it has no configuration, or a damaged one.
-    """
-    return read_config(folder).get("run_id")
-
-
 class NullRun:
     """What the workers beside the chief have in place of a `Run`: it restores, and records nothing.
 
@@ -258,8 +248,10 @@ class NullRun:
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
-        if has_begun(folder):
-            Checkpoints(folder / "checkpoints", run_id(folder)).restore_last(state, print)
+        run_id = None  # the chief has yet to write it
+        if (folder / "config.json").exists():
+            run_id = read_config(folder)["run_id"]
+        Checkpoints(folder / "checkpoints", run_id).restore_last(state, print)
 
     def _record_nothing(self, *args, **kwargs):
         pass
@@ -280,8 +272,12 @@ def _hyperparameters(name: str, flags: dict) -> list:
     return tf.compat.v1.Summary.FromString(row).value
 
 
-def _check_same(folder: Path, now: dict):
-    """Raises InputError where the run in a folder has another configuration."""
+def _checked_same(folder: Path, now: dict) -> dict:
+    """The configuration of the run in a folder.
+
+    Raises:
+      InputError: it is another configuration than the run has now.
+    """
     before = read_config(folder)
     differences = []
     for part in ("flags", "data", "layers"):
@@ -292,6 +288,7 @@ def _check_same(folder: Path, now: dict):
     if differences:
         raise InputError(f"{folder} is a run of another configuration ({'; '.join(differences)}): "
                          "choose another --model_name")
+    return before
 
 
 class _LogFile(logging.Handler):

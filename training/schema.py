@@ -39,7 +39,7 @@ def boolean(value: Any) -> bool:
 
 SIZE = whole(1, 10**9)
 SHA256 = text("[0-9a-f]{64}")
-RUN_ID = text("([0-9a-f]{32})?")  # runs of earlier versions have none
+RUN_ID = text("[0-9a-f]{32}")  # what the parts of a run have in common
 KINDS = each(text(r"\w{1,64}"), least=1)
 
 FLAGS = {  # those that are read; others may be there
@@ -76,7 +76,6 @@ MODEL = {  # all of them, and no other
     "trainable_tau": lambda value: value is None or number(1e-3, math.inf)(value),
     "name": text(r"\w{1,64}"),
 }
-LATER = {"embedding_dropout", "tie_embeddings"}  # earlier runs lack them, and have the defaults
 
 
 def fault(config: dict) -> str | None:
@@ -86,8 +85,6 @@ def fault(config: dict) -> str | None:
         if not isinstance(values, dict):
             return f"it lacks {part}"
         for name, check in checks.items():
-            if name not in values and name in LATER:
-                continue
             if name not in values:
                 return f"it lacks {part}.{name}"
             if not check(values[name]):
@@ -97,8 +94,8 @@ def fault(config: dict) -> str | None:
     for name, part in (("vocab_size", "data"), ("mem_len", "flags")):
         if config["model"][name] != config[part][name]:
             return f"model.{name} and {part}.{name} differ"
-    if not RUN_ID(config.get("run_id", "")):
-        return f"run_id cannot be {shown(config['run_id'])}"
+    if not RUN_ID(config.get("run_id")):
+        return "it lacks run_id"
     B, T, M = config["data"]["batch_size"], config["data"]["seq_len"], config["flags"]["mem_len"]
     H = config["model"]["num_heads"]
     if B * (M + T) > MOST_MEMORIES or H * B * T * (M + T) > MOST_SCORES:

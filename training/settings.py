@@ -140,7 +140,7 @@ def _unmet(field: dataclasses.Field, value: Any) -> str | None:
     if value is None and kind in (int | None, float | None):
         return None
     if kind == Sequence[int]:
-        return None if all(map(_is_integer, value)) else "integers"
+        return None if value is not None and all(map(_is_integer, value)) else "integers"
     if kind is bool:
         return None if isinstance(value, bool) else "true or false"
     if kind is str:
@@ -148,7 +148,7 @@ def _unmet(field: dataclasses.Field, value: Any) -> str | None:
         return None if value in names else f"one of {', '.join(names)}"
     is_number = _is_integer(value) if kind in (int, int | None) else isinstance(value, numbers.Real)
     least, most = bounds.get("lower_bound", -math.inf), bounds.get("upper_bound", math.inf)
-    if is_number and math.isfinite(value) and least <= value <= most:
+    if is_number and least <= value <= most and abs(value) < math.inf:
         return None
     noun = "an integer" if kind in (int, int | None) else "a number"
     return f"{noun} from {least} to {most}" if most < math.inf else f"{noun}, at least {least}"

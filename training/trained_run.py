@@ -59,18 +59,18 @@ class TrainedRun:
         self.folder, self.checkpoint = Path(folder), str(checkpoint)
         self._config = read_config(self.folder)
         self.flags, self.data = self._config["flags"], self._config["data"]
-        self._run_id = self._config.get("run_id")
+        self._run_id = self._config["run_id"]
 
     @property
     def architecture(self) -> str:
         """A letter for the most likely kind of each block, once the run has finished."""
         path = self.folder / "results.json"
         try:
-            results = files.read_json(path, ["architecture"])
+            results = files.read_json(path, ["architecture", "run_id"])
         except FileNotFoundError:
             raise InputError(f"{self.folder} has no results.json: it has not finished") from None
         found, blocks = results["architecture"], self._config["model"]["architecture"]
-        if results.get("run_id", self._run_id) != self._run_id:
+        if results["run_id"] != self._run_id:
             raise InputError(f"{path} belongs to another run")
         is_architecture = schema.FLAGS["architecture"](found) and "s" not in found
         if not is_architecture or not could_become(blocks, found):
@@ -206,9 +206,9 @@ class TrainedRun:
         ids, _ = self.encode(prompt)
         if not len(ids):
             raise InputError(EMPTY_PROMPT)
+        writer = self._language_model.writer  # or say what is wrong before the prompt is shown
         shown = self.tokenizer.shown(tf.constant(prompt)).numpy().decode()
         yield shown
-        writer = self._language_model.writer
         written = writer.write(ids, num_tokens, seed, temperature, top_k, top_p)
         yield from self.tokenizer.decode(written, within_line=not shown.endswith(("\n", "\r")))
 
