@@ -25,11 +25,11 @@ ONE_BLOCK = {
 PLAIN = ONE_BLOCK | {"dropout_rate": 0.0}
 CLIPPED = ONE_BLOCK | {
     "dropout_rate": 0.2, "embedding_dropout": 0.2, "weight_decay": 1e-3, "opt_name": "sgd",
-    "tie_embeddings": True, "proj_factor": 2,
     "max_lr": 3.0, "clipnorm": 0.1}
 HALVES = CLIPPED | {"accumulate": 2}
 ALTERNATING = PLAIN | {
-    "search": "alternating", "arch_share": 0.5, "gumbel_per_row": True, "latency_weight": 0.1}
+    "search": "alternating", "arch_share": 0.5, "gumbel_per_row": True, "latency_weight": 0.1,
+    "tie_embeddings": True, "proj_factor": 2}
 
 
 def mirrored(data_dir, replicas, *ways):
