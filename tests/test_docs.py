@@ -14,12 +14,13 @@ README, FLAGS = PROJECT / "README.md", PROJECT / "docs" / "flags.md"
 PAGES = [README, PROJECT / "data" / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 RECIPES = [f"recipes/{path.name}" for path in (PROJECT / "recipes").glob("*.sh")]
 HANDS_ON = dict.fromkeys(["train.sh", *RECIPES], "train.py") | {"make_data.sh": "data_utils.py"}
-NOT_OURS = {  # flags of other programs, as far as the pages name them
+NOT_OURS = {  # flags of programs that docs/flags.md leaves out, as far as the pages name them
     "tensorboard": {"logdir"},
     "sbatch": {"nodes", "gres", "signal", "requeue"},
     "srun": {"ntasks-per-node"},
     "tests/chaos.py": {"kills"},
     "saved_model_cli": {"dir", "all"},
+    "recipes.compare_outputs": {"output"},
 }
 
 
@@ -96,6 +97,12 @@ def test_flags_and_links_of_a_page_exist(page):
 def test_readme_links_every_page():
     linked = re.findall(r"\]\(([^)\s]+\.md)\)", README.read_text())
     assert {str(page.relative_to(PROJECT)) for page in PAGES} == {"README.md", *linked}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_modules_that_a_page_runs_exist(page):
+    for module in re.findall(r"python -m ((?:recipes|support|training)\.\w+)", page.read_text()):
+        assert (PROJECT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
 def test_a_wrong_flag_is_seen():
