@@ -285,7 +285,7 @@ def test_splits_are_known_by_their_names(names, said, tmp_path, capsys):
     "names, message",
     [
         (["train.txt", "valid.txt", "book.txt"], "contains train.txt but no test.txt: add it"),
-        (["test.txt", "book.txt"], "contains test.txt but no train.txt: .* or rename test.txt if it"),
+        (["test.txt", "book.txt"], "contains test.txt but no train.txt: .* or rename test.txt if"),
         (["train/a.txt", "test/a.txt"], "contains train but no valid.txt"),
         (["train.txt", "wiki.train.tokens", "valid.txt", "test.txt"],
          "holds both train.txt and wiki.train.tokens: leave one of them there as train"),
