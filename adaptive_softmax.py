@@ -100,7 +100,8 @@ class AdaptiveSoftmax(keras.layers.Layer):
             "d_model": d_model, "vocab_size": vocab_size, "cutoffs": list(cutoffs),
             "proj_dims": [tail.width for tail in self.tails], "static_shapes": static_shapes}
         self.static_shapes = static_shapes
-        self.table = table or ClusterTable(clusters, d_model, stddev=0.0, name="table")
+        with keras.name_scope(self.name):
+            self.table = table or ClusterTable(clusters, d_model, stddev=0.0, name="table")
         if self.tails:
             self.entries = self.add_weight(
                 shape=[len(self.tails), d_model], initializer="zeros", name="entries")

@@ -35,8 +35,8 @@ def test_a_loss_that_overflows_stops_the_run_at_its_step(run_train, monkeypatch)
 
 
 @pytest.mark.parametrize("name, number", [
-    ("theta", math.nan), ("dense/inner_kernel", -math.inf), ("softmax/head", math.inf),
-    ("softmax/head", 3e38)])
+    ("theta", math.nan), ("dense/inner_kernel", -math.inf), ("softmax/table/rows_0", math.inf),
+    ("softmax/table/rows_0", 3e38)])
 def test_the_first_weight_that_is_not_finite_is_named(name, number, run_train, monkeypatch):
     train_steps, poisoned = Trainer.train, []
 
