@@ -121,14 +121,15 @@ def test_a_run_stopped_in_an_epoch_may_end_there_but_not_before(run_train, tmp_p
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         when_called(patch, (Trainer, "train"), 3, lambda: signal.raise_signal(signal.SIGTERM))
         run_train(log_every=1000)
-    _, step = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
+    saved = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
+    step = saved[-1]  # a fast machine has ended an epoch before
     assert not (tmp_path / "logs" / "supernet" / "results.json").exists()
     refusal = f"logs/supernet is at step {step} already: --max_steps must not be less"
     with pytest.raises(InputError, match=refusal):
         run_train(log_every=1000, max_steps=1)
     folder = run_train(log_every=1000, max_steps=step)
     results = results_of(folder)
-    assert results["steps"] == step and list(events_of(folder / "valid")[0]["loss"]) == [1, step]
+    assert results["steps"] == step and list(events_of(folder / "valid")[0]["loss"]) == saved
     assert results["train"]["loss"] > 3 and results["tokens_per_second"] > 0
 
 
