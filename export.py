@@ -6,6 +6,7 @@
 Whoever loads it needs tensorflow and tensorflow-text, and not this repository: docs/python.md.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir:
         could lead out of it; or a weight is too large for `dtype`.
     """
     files.check_no_pattern(output_dir)
-    if run.folder in output_dir.parents:
+    if Path(os.path.abspath(run.folder)) in Path(os.path.abspath(output_dir)).parents:
         files.refuse_links(run.folder)
     output_folder.check_replaceable(output_dir, RECORD)
     devices.prepare(run.flags["mixed_precision"])

@@ -43,9 +43,9 @@ FAILURES = {
                         "and they go on from the last checkpoint",
 }
 
-
-# How the loader and the system say it.
+# How the loader and the system say that there is too little memory.
 NO_MEMORY = re.compile("failed to map segment|annot allocate memory(?! in static TLS)")
+# Held while the number of quiet blocks changes, and with it where standard error leads.
 QUIET, _quiet_blocks, _standard_error = threading.Lock(), 0, None
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
@@ -270,7 +270,7 @@ def _is_out_of_range(value) -> bool:
 
 
 def _of_system(error: OSError) -> str:
-    """What an error of the system says: [Errno 13] Permission denied: 'x' is for programs."""
+    """An error of the system for people: `x: Permission denied`, without the number."""
     if error.strerror is None or error.filename is None:
         return error.strerror or str(error)
     name = error.filename

@@ -167,12 +167,16 @@ def test_what_a_run_is_written_with_does_not_leave_its_folder(begun, run_train, 
 
 
 @pytest.mark.parametrize("name", ["saved_model", ".saved_model.partial"])
-def test_an_export_does_not_leave_the_folder_of_the_run(name, begun, tmp_path):
+@pytest.mark.parametrize("output_dir", [None, "logs/supernet/saved_model"])
+def test_an_export_does_not_leave_the_folder_of_the_run(
+        output_dir, name, begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     os.symlink("../../mine", begun / name)
     before = tree(tmp_path)
-    done = run_command(export, f"--run={begun}")
+    given = [f"--output_dir={output_dir}"] if output_dir else []
+    done = run_command(export, f"--run={begun}", *given)
     assert f"{name} is a symbolic link" in one_line(done) and tree(tmp_path) == before
 
 
