@@ -6,7 +6,8 @@ import tensorflow as tf
 from commands import one_line, run_command
 
 import data_utils
-from recipes import pi_gradient, rank_correlation
+from evaluate import evaluate_run
+from recipes import continuous_cache, pi_gradient, rank_correlation
 from support import files
 from training.trained_run import TrainedRun
 
@@ -106,3 +107,36 @@ def test_networks_within_a_search_are_ranked_beside_those_trained_alone(tmp_path
     assert "logs/search does not contain ii" in one_line(rank("one", "five"))
     write_evaluation(search, "di", 1.0, within=True)
     assert "within a search, or was trained in two ways" in one_line(rank("one", "search"))
+
+
+def test_the_cache_is_that_of_a_loop_over_what_it_remembers():
+    rng = np.random.default_rng(0)
+    N, size, thetas = 1200, 700, [0.1, 0.5]  # more than two blocks
+    hidden, targets = rng.normal(size=[N, 8]).astype(np.float32), rng.integers(0, 40, N)
+    found = continuous_cache.cache_probability(hidden, targets, size, thetas)
+    for t in (0, 1, 2, 499, 500, 501, 699, 700, 701, 999, 1000, N - 1):
+        for i, theta in enumerate(thetas):
+            weight = {True: 0.0, False: 0.0}
+            for before in range(max(0, t - size), t):
+                scored = np.exp(theta * float(hidden[t].astype(float) @ hidden[before]))
+                weight[bool(targets[before] == targets[t])] += scored
+            expected = weight[True] / (sum(weight.values()) or 1)
+            assert found[i, t] == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+def test_without_its_cache_a_network_has_the_loss_that_evaluate_reports(search_run, data_dir):
+    run, stream = TrainedRun(search_run), data_utils.load_stream(
+        data_dir, "valid", data_utils.read_metadata(data_dir))
+    model, _ = run.network()
+    hidden, nll = continuous_cache.hidden_and_nll(model, stream, run.data["seq_len"])
+    assert nll.mean() == pytest.approx(evaluate_run(run)["loss"], rel=1e-5)
+    assert np.linalg.norm(hidden, axis=1) == pytest.approx(model.sizes.d_model**0.5, rel=1e-4)
+    assert continuous_cache.loss(nll, np.ones(len(nll)), 0.0) == pytest.approx(nll.mean(), rel=1e-6)
+
+
+def test_a_text_that_repeats_itself_gains_by_the_cache(search_run):
+    done = run_command(continuous_cache, f"--run={search_run}", "--size=500")
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines()[2:]:
+        _, alone, cached = line.split()
+        assert float(cached) < float(alone)
