@@ -13,7 +13,7 @@ exec "$PYTHON" "$project/train.py" \
   --model_name=wt2_words \
   --num_layers=6 --d_model=128 --num_heads=4 --d_ffn=1024 --mem_len=16 \
   --dropout_rate=0.2 --embedding_dropout=0.3 --weight_decay=0.1 \
-  --cutoffs=2000,10000 --proj_factor=4 \
+  --cutoffs=2000,10000 --proj_factor=1 --tie_embeddings \
   --opt_name=adam --clipnorm=1 --max_lr=2e-3 --warmup_steps=300 --epochs=8 \
   --tau_start=1.0 --tau_end=0.1 \
   --mixed_precision \

@@ -214,6 +214,15 @@ def test_scripts_need_no_permission_to_be_run_and_no_bash_in_front(project):
         assert Path(command[0]).name == f"{program}.py" and command[-1] == "a b"
 
 
+def test_the_fast_recipe_searches_unless_it_is_told_which_network_to_train(project):
+    for given in ((), ("--architecture=search",), ("--architecture=adadad",), ("--init_from=a",)):
+        command, = commands_of(project, "recipes/fast.sh", "--epochs=2", *given)
+        searches = given in ((), ("--architecture=search",))
+        assert ("--gumbel_per_row" in command) == ("--tau_start=3" in command) == searches
+        assert command.index("--epochs=1") < command.index("--epochs=2")
+        assert "--tie_embeddings" in command
+
+
 def test_the_home_folder_is_known_without_its_variable(project):
     compare = ("env", "-u", "HOME", "bash", "recipes/compare.sh")
     assert commands_of(project, *compare)
@@ -304,7 +313,7 @@ def recipe(name):
             "wt2_words",
             33_537,
             2000,
-            [(8000, 32), (23_537, 8)],
+            [(8000, 128), (23_537, 128)],
             128,
             1024,
             6,
@@ -372,21 +381,18 @@ def test_a_recipe_describes_the_network_that_it_promises(
         settings = settings_of_flags(train.architecture())
         model = build_network(settings, vocab_size, static_shapes=False)
     block = 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
-    softmax = (D + 1) * (head + len(tails)) + sum(
-        D * width + (width + 1) * size for size, width in tails
-    )
+    # Every row is D wide: no tail has a projection, and a tied table is the embedding.
+    assert all(width == D for _, width in tails)
+    ids_and_entries = vocab_size + len(tails)
+    softmax = ids_and_entries + D * (len(tails) if model.tie_embeddings else ids_and_entries)
     assert (
         model.architecture == ["search"] * L
         and model.count_params() == vocab_size * D + L * (block + 3) + softmax
     )
     probability = np.full(vocab_size, 1 / vocab_size)
     C = M + T
+    logits = head + len(tails) + sum(size**2 / vocab_size for size, _ in tails)
     forward = 2 * (
-        L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * M * D * D + C * D * D)
-        + T
-        * (
-            D * (head + len(tails))
-            + sum(size / vocab_size * (D * width + width * size) for size, width in tails)
-        )
+        L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * M * D * D + C * D * D) + T * D * logits
     )
     assert costs.flops(model, 1, T, probability) == pytest.approx(forward)
