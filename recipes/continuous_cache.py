@@ -22,8 +22,8 @@ from absl import flags
 
 from support import cli
 
-THETAS = [0.1, 0.2, 0.3, 0.5, 0.8]  # for hidden vectors of length sqrt(D)
-LAMBDAS = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3]
+THETAS = [0.02, 0.05, 0.1, 0.2, 0.4]  # for hidden vectors of length sqrt(D)
+LAMBDAS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
 BLOCK = 500  # tokens whose caches are looked at together
 
 
