@@ -136,7 +136,7 @@ def train_epoch(trainer: Trainer, run: Run, handle_signals: Callable[[], None]):
     if start == end:
         return
     epoch = start // trainer.steps_per_epoch + 1
-    run.say(f"epoch {epoch} of {trainer.settings.epochs}, steps {start + 1:,} to {end:,} of "
+    run.say(f"epoch {epoch} of {trainer.settings.epochs:g}, steps {start + 1:,} to {end:,} of "
             f"{trainer.total_steps:,}, {trainer.metadata['corpus']}")
     save_steps, save_seconds = save_interval()
     last_save, steps_per_second = time.monotonic(), 1

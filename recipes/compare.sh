@@ -28,7 +28,7 @@ esac
 [ -n "$first_seed" ] || fail "SEEDS is empty"
 case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks: PICKS=\"iddaaa aaaidi\"" ;; esac
 
-training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision"
+training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings"
 search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1"
 alone="--epochs=2"
 mkdir -p "$logs"

@@ -12,7 +12,7 @@ exec "$PYTHON" "$project/train.py" \
   --data_dir="$data" \
   --model_name=wt103_base \
   --num_layers=32 --d_model=512 --num_heads=8 --d_ffn=2048 --mem_len=192 --dropout_rate=0.1 \
-  --cutoffs=2000,6000 --proj_factor=4 \
+  --cutoffs=2000,6000 --proj_factor=1 --tie_embeddings \
   --opt_name=adam --clipnorm=0.25 --max_lr=2.5e-4 --warmup_steps=1000 --epochs=16 \
   --tau_start=1.0 --tau_end=0.1 \
   --mixed_precision \

@@ -3,9 +3,11 @@
 import concurrent.futures
 import itertools
 import math
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -102,6 +104,19 @@ def test_max_steps_changes_no_schedule(trainer_of):
     assert (short.last_step, short.learning_rate, short.tau) == (
         30, whole.learning_rate, whole.tau)
     assert short.learning_rate > 0
+
+
+def test_part_of_an_epoch_is_a_whole_schedule(run_train):
+    folder = run_train(epochs=0.1, warmup_steps=5, log_every=1)
+    results, log = results_of(folder), (folder / "training_log.log").read_text()
+    steps = math.ceil(0.1 * data_utils.read_metadata(Path(
+        results["flags"]["data_dir"]))["splits"]["train"]["steps"])
+    assert results["steps"] == steps > 10
+    assert f"epoch 1 of 0.1, steps 1 to {steps} of {steps}" in log
+    assert f"step {steps}/{steps}  ETA 0:00:00" in log
+    rates = [float(rate) for rate in re.findall(r"lr (\S+)", log)]
+    assert max(rates) == rates[4] == 0.01 and rates[-1] == 0 and len(rates) == steps
+    assert "tau 0.1000" in log
 
 
 def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):

@@ -74,7 +74,9 @@ class Settings:
         "window", lower_bound=0)
 
     # Schedule
-    epochs: int = setting(20, "passes over the training split", lower_bound=1)
+    epochs: float = setting(
+        20, "passes over the training split; 0.5 is half of one", lower_bound=1e-3,
+        upper_bound=1_000_000)
     max_steps: int | None = setting(
         None, "stop after so many steps; changes no schedule", lower_bound=1)
     max_lr: float = setting(1e-4, "learning rate after the warm-up", lower_bound=0)

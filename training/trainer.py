@@ -117,7 +117,7 @@ class Trainer:
         self.steps_per_execution = steps_per_execution
         self._data_dir, self._strategy = data_dir, strategy or tf.distribute.get_strategy()
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
-        self.total_steps = settings.epochs * self.steps_per_epoch
+        self.total_steps = math.ceil(settings.epochs * self.steps_per_epoch)
         self.last_step = min(settings.max_steps or self.total_steps, self.total_steps)
         self.shares = self._strategy.num_replicas_in_sync * settings.accumulate
         self._check_settings()
