@@ -152,7 +152,8 @@ class Trainer:
             self._train_steps, jit_compile=jit_compile and one_device or None)
         self._compiled_loss_and_gradients = tf.function(
             self._loss_and_gradients, jit_compile=jit_compile or None)
-        self._evaluator = Evaluator(self.model, jit_compile, self._strategy)
+        self._evaluator = Evaluator(
+            self.model, jit_compile, self._strategy, steps_per_execution if jit_compile else 1)
         self._writer = Writer(
             self.model, memory_length(settings.mem_len, metadata["seq_len"]), jit_compile)
 
