@@ -27,7 +27,7 @@ from absl import flags
 from support import cli
 from training.settings import SEARCH, Settings, define_settings, settings_of_flags
 
-PARTS = ("train_step", "networks", "evaluation", "generation", "tokenizing", "reading")
+PARTS = ("train_step", "batches", "networks", "evaluation", "generation", "tokenizing", "reading")
 
 JSON = cli.define_path("json", None, "write the figures to this file")
 ONLY = flags.DEFINE_enum("only", None, PARTS, "measure this part alone")
@@ -69,6 +69,8 @@ NETWORKS = {  # besides the SuperNet; of six blocks
 }
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STEPS = 20  # of training, in one measurement
+BATCHES = (1, 4, 16)  # times the batch
+WIKITEXT_2 = 2_639_537  # training tokens of the default experiment
 WORDS = 400_000  # of the text to tokenize
 
 
@@ -77,7 +79,7 @@ class Bench:
 
     def __init__(self, folder: Path, settings: Settings, jit_compile: bool):
         self._folder, self._settings, self._jit_compile = folder, settings, jit_compile
-        self._metadata, self._probability = zipf_data(folder)
+        self._metadata, self._probability = zipf_data(folder, BATCH_SIZE.value)
         self._products = {dtype: matrix_products(dtype) for dtype in POLICIES}
         faster = seconds(self._products["bfloat16"]) < seconds(self._products["float32"])
         self._dtypes = ["float32", "bfloat16"] if faster else ["float32"]
@@ -85,6 +87,24 @@ class Bench:
     def train_step(self) -> dict:
         """The training step, in turn with the peak."""
         return self._each_dtype(self._train_step)
+
+    def batches(self) -> dict:
+        """The training step on a GPU by rows, and by how many steps are sent to it together."""
+        results = {}
+        if not self._jit_compile:
+            return results
+        for factor in BATCHES:
+            folder, rows = self._folder / f"times_{factor}", factor * BATCH_SIZE.value
+            metadata, _ = zipf_data(folder, rows)
+            for together in (1, STEPS):
+                trainer = Trainer(folder, metadata, self._settings, self._jit_compile,
+                                  steps_per_execution=together)
+                trainer.train(STEPS)
+                times = [trainer.train(STEPS) / STEPS for _ in range(REPEATS.value)]
+                speed = rows * SEQ_LEN.value / np.median(times)
+                results[f"{rows} rows, {together} steps together"] = spread(times) | {
+                    "tokens_per_second": speed, "seconds_per_epoch": WIKITEXT_2 / speed}
+        return results
 
     def networks(self) -> dict:
         """The training step of networks without search."""
@@ -204,13 +224,14 @@ def zipf(size: int) -> np.ndarray:
     return probability / probability.sum()
 
 
-def zipf_data(folder: Path) -> tuple[dict, np.ndarray]:
+def zipf_data(folder: Path, B: int) -> tuple[dict, np.ndarray]:
     """Windows of random ids with Zipf's distribution, as make_data.sh leaves them.
 
     Returns:
       Metadata, and probabilities [V].
     """
-    B, T, steps = BATCH_SIZE.value, SEQ_LEN.value, 100
+    T, steps = SEQ_LEN.value, 100
+    folder.mkdir(exist_ok=True)
     probability = np.concatenate([np.zeros(4), zipf(VOCAB_SIZE.value - 4)])  # no special ids
     num_tokens = B * (steps * T + 1)
     rng = np.random.default_rng(0)

@@ -349,19 +349,14 @@ def _records(data_dir: Path, split: str, metadata: dict) -> list[Path]:
     return sorted(data_dir / name for name in metadata["sha256"] if name.startswith(f"{split}/"))
 
 
-def load_windows(data_dir: Path, split: str, metadata: dict, first_row: int = 0,
-                 num_rows: int | None = None):
-    """A tf.data.Dataset: the windows of a split in order, int32 [B, T + 1].
-
-    With `num_rows`, it has only so many rows of each, from `first_row` on.
-    """
+def load_windows(data_dir: Path, split: str, metadata: dict):
+    """A tf.data.Dataset: the windows of a split in order, int32 [B, T + 1]."""
     tf = cli.tensorflow()
-    width, rows = metadata["seq_len"] + 1, num_rows or metadata["batch_size"]
+    shape = [metadata["batch_size"], metadata["seq_len"] + 1]
     paths = [str(path) for path in _records(data_dir, split, metadata)]
 
     def window(record):
-        content = tf.strings.substr(record, 4 * width * first_row, 4 * width * rows)
-        return tf.reshape(tf.io.decode_raw(content, tf.int32), [rows, width])
+        return tf.reshape(tf.io.decode_raw(record, tf.int32), shape)
 
     return without_autotune(tf.data.TFRecordDataset(paths).map(window))
 

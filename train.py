@@ -67,6 +67,10 @@ with cli.group("Devices"):
     JIT_COMPILE = flags.DEFINE_enum(
         "jit_compile", "auto", ["auto", "true", "false"],
         "compile the step with XLA; auto: on a GPU")
+    STEPS_PER_EXECUTION = flags.DEFINE_integer(
+        "steps_per_execution", 20,
+        "steps that are sent to the device together, with XLA as one program; changes no result",
+        lower_bound=1)
     MIXED_PRECISION = flags.DEFINE_boolean(
         "mixed_precision", False,
         "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and "
@@ -98,7 +102,8 @@ def main(_):
     devices.check_agreement(
         strategy, fingerprint(config), "have different flags, or different data")
     jit_compile = on_gpu if JIT_COMPILE.value == "auto" else JIT_COMPILE.value == "true"
-    trainer = Trainer(data_dir, metadata, settings, jit_compile, strategy)
+    trainer = Trainer(
+        data_dir, metadata, settings, jit_compile, strategy, STEPS_PER_EXECUTION.value)
     if INIT_FROM.value and not has_begun(folder):
         take_weights(trainer.model, Path(INIT_FROM.value), config["data"])
     if strategy.num_replicas_in_sync > 1:

@@ -168,12 +168,14 @@ def tiny_settings(**changes) -> Settings:
 TRAINERS = {}  # those of this process, and each of their variables with the value it has at first
 
 
-def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=None) -> Trainer:
+def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=None,
+                   steps_per_execution=20) -> Trainer:
     """A trainer as new, but traced only once for all tests that have the same settings."""
     same = (metadata["sha256"], dataclasses.replace(settings, max_steps=None), jit_compile,
-            keras.config.dtype_policy().name)
+            steps_per_execution, keras.config.dtype_policy().name)
     if repr(same) not in TRAINERS:
-        trainer = Trainer(data_dir, metadata, settings, jit_compile, strategy)
+        trainer = Trainer(
+            data_dir, metadata, settings, jit_compile, strategy, steps_per_execution)
         parts = tf.train.TrackableView(trainer.state).descendants()
         variables = [part for part in parts if isinstance(part, tf.Variable)]
         TRAINERS[repr(same)] = trainer, [(variable, variable.numpy()) for variable in variables]
@@ -182,7 +184,7 @@ def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=Non
         variable.assign(value)
     trainer.settings, trainer._data_dir = settings, data_dir
     trainer.last_step = min(settings.max_steps or trainer.total_steps, trainer.total_steps)
-    trainer._iterator = trainer._memory = None
+    trainer._windows = trainer._memory = None
     trainer._last_look = time.monotonic()
     return trainer
 

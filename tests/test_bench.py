@@ -57,7 +57,7 @@ def test_the_flops_are_those_of_the_matrix_products_in_the_graph(settings):
 
 
 def test_zipf_data_are_data(tmp_path):
-    metadata, probability = bench.zipf_data(tmp_path)
+    metadata, probability = bench.zipf_data(tmp_path, bench.BATCH_SIZE.value)
     windows = list(data_utils.load_windows(tmp_path, "train", metadata).as_numpy_iterator())
     shape = bench.BATCH_SIZE.value, bench.SEQ_LEN.value + 1
     assert len(windows) == 100 and windows[0].shape == shape
@@ -111,6 +111,28 @@ def test_every_part_is_measured(tmp_path, monkeypatch):
         results["tokenizing"]["tokens_per_second"] > 40_000 / results["tokenizing"]["ms_max"] * 1e3
         and results["reading"]["ms_median"] > 0
     )
+
+
+def test_on_a_gpu_the_step_is_measured_by_rows_and_by_steps_sent_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "BATCHES", (1, 2))
+    sent = []
+
+    def trained(trainer, num_steps):
+        assert trainer.jit_compile
+        sent.append((trainer.metadata["batch_size"], trainer.steps_per_execution, num_steps))
+        return 0.25 * num_steps
+
+    monkeypatch.setattr(Trainer, "train", trained)
+    with flagsaver.flagsaver(**SMALL | {"repeats": 2, "batch_size": 8, "seq_len": 16}):
+        settings = settings_of_flags(bench.architecture())
+        assert bench.Bench(tmp_path / "cpu", settings, jit_compile=False).batches() == {}
+        results = bench.Bench(tmp_path / "gpu", settings, jit_compile=True).batches()
+    assert sent == [(rows, together, 20) for rows in (8, 16) for together in (1, 20)
+                    for _ in range(3)]
+    figures = results["16 rows, 20 steps together"]
+    assert len(results) == 4 and figures["ms_median"] == pytest.approx(250)
+    assert figures["tokens_per_second"] == pytest.approx(16 * 16 / 0.25)
+    assert figures["seconds_per_epoch"] == pytest.approx(2_639_537 / (16 * 16 / 0.25))
 
 
 def test_the_peak_is_that_of_all_cores(tmp_path, monkeypatch):

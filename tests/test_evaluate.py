@@ -1,5 +1,6 @@
 """Scores, against a plain reading of the text."""
 
+import itertools
 import json
 import math
 import re
@@ -65,8 +66,9 @@ def test_a_score_is_that_of_one_row_read_window_by_window_for_every_batch_size(m
             tf.constant(inputs[None]), memory, filled=min(start, mem_len), tau=0.5
         )
         expected -= sum(model.softmax.log_prob(hidden[0]).numpy()[np.arange(len(targets)), targets])
-    for batch_size in (1, 2, 5, 64):
-        score = Evaluator(model, jit_compile=False)(stream, batch_size, SEQ_LEN, 0.5)
+    for together, batch_size in itertools.product((1, 7), (1, 2, 5, 64)):
+        evaluator = Evaluator(model, jit_compile=False, windows_per_execution=together)
+        score = evaluator(stream, batch_size, SEQ_LEN, 0.5)
         assert score.targets == 300 and score.nll == pytest.approx(expected, rel=1e-6)
     assert len(score.seconds) > 0 and min(score.seconds) > 0
 

@@ -69,6 +69,7 @@ TRAIN = dict(
     save_every=(["1", "1m", "9" * 30], ["", "0", "0m", "m", "-1", "1h", "1.5m"]),
     jit_compile=(["auto", "false"], ["", "x"]),
     distribute=(["auto", "none", "mirrored"], ["", "x", "multi_worker"]),
+    steps_per_execution=(["1", "7"], NO_SIZE),
     accumulate=(["1", "2", "4"], [*NO_SIZE, "3", "8"]),
     mixed_precision=BOOLEAN,
 )

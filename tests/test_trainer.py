@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -50,7 +51,7 @@ def test_a_trainer_needs_no_command_line(data_dir):
 
 def test_the_windows_of_a_training_end_at_once(trainer_of):
     """With autotuning their iterator would wait for a second, and after a long run longer."""
-    windows, end = iter(trainer_of()._windows(first=0)), time.monotonic() + 1.5
+    windows, end = trainer_of()._windows_from(0), time.monotonic() + 1.5
     while time.monotonic() < end:
         next(windows)
     start = time.monotonic()
@@ -245,7 +246,7 @@ def test_a_training_that_was_interrupted_continues_as_if_it_was_not(when, traine
     straight.train(9)
     trainer = trainer_of(fresh=True)
     trainer.train(2)
-    original = trainer._train_steps
+    original = trainer._compiled_train_steps
 
     def interrupted(*arguments):
         if when == "before":
@@ -255,12 +256,107 @@ def test_a_training_that_was_interrupted_continues_as_if_it_was_not(when, traine
         return memory
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "_train_steps", interrupted)
+        patch.setattr(trainer, "_compiled_train_steps", interrupted)
         trainer.train(3)
     assert trainer.step == 5
     trainer.train(4)
     for mine, other in zip(trainer.model.weights, straight.model.weights):
         assert np.array_equal(mine, other), mine.path
+
+
+WAYS = {
+    "joint": dict(dropout_rate=0.2, embedding_dropout=0.1, tie_embeddings=True),
+    "alternating": dict(search="alternating", arch_share=0.3, warmup_steps=4, gumbel_per_row=True,
+                        latency_weight=0.1),
+    "fixed": dict(architecture=("attention",), accumulate=2, opt_name="rmsprop", clipnorm=0.1),
+    "mixed": dict(architecture=("search",), straight_through=True, tau_is_trainable=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_many_steps_in_one_program_train_as_one_at_a_time(way, data_dir):
+    """Compiled, to the bit if it is a loop; nearly, if not compiled or compiled without a loop."""
+    settings = tiny_settings(**WAYS[way])
+    metadata = data_utils.read_metadata(data_dir)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if way == "mixed" else "float32")
+
+    def trained(jit_compile, steps_per_execution, *parts):
+        trainer = Trainer(data_dir, metadata, settings, jit_compile,
+                          steps_per_execution=steps_per_execution)
+        trainer.state.latency.assign([3.0, 2.0, 1.0])
+        losses = []
+        for part in parts:
+            trainer.train(part)
+            losses.append(trainer.end_line()[0])
+        trainer.complete_state()
+        variables = {**trainer.state.weights, **trainer.state.optimizers["weights"]}
+        return trainer, losses, [variable.numpy() for variable in variables.values()]
+
+    try:
+        many, losses, expected = trained(True, 20, 10, 13)
+        fewer, same, found = trained(True, 7, 5, 5, 13)
+        assert np.mean(same[:2]) == pytest.approx(losses[0]) and same[2] == losses[1]
+        assert np.array_equal(many.state.memory, fewer.state.memory)
+        assert many.step == fewer.step == 23
+        for mine, theirs in zip(found, expected, strict=True):
+            assert np.array_equal(mine, theirs)
+        rel, tolerance = (0.01, 0.05) if way == "mixed" else (1e-6, 1e-4)
+        for jit_compile, steps_per_execution in ((True, 1), (False, 20)):
+            _, near, found = trained(jit_compile, steps_per_execution, 10, 13)
+            assert near == pytest.approx(losses, rel=rel)
+            for mine, theirs in zip(found, expected, strict=True):
+                assert np.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def test_compiled_steps_are_few_programs(trainer_of, data_dir, monkeypatch):
+    """100 steps are five, each compiled as a whole, and nothing is waited for between them."""
+    trainer = Trainer(data_dir, data_utils.read_metadata(data_dir),
+                      tiny_settings(architecture=["dense"]), jit_compile=True)
+    programs, counts = trainer._compiled_train_steps, []
+
+    def counted(windows, num_steps, *others):
+        counts.append(int(num_steps))
+        return programs(windows, num_steps, *others)
+
+    monkeypatch.setattr(trainer, "_compiled_train_steps", counted)
+    trainer.train(100)
+    assert counts == [20] * 5 and trainer.step == 100 and trainer.steps_per_epoch > 100
+    program, = programs._list_all_concrete_functions()  # one, whatever the number of steps
+    assert program.function_def.attr["_XlaMustCompile"].b
+    trainer.train(trainer.steps_per_epoch - 95)
+    assert sum(counts[5:]) == trainer.steps_per_epoch - 95 and max(counts) == 20
+    ends = np.cumsum(counts)
+    assert trainer.steps_per_epoch in ends  # never across the end of an epoch
+    assert len(programs._list_all_concrete_functions()) == 1
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_step_whose_loss_is_not_finite_changes_nothing(jit_compile, data_dir):
+    """One of 20, after which the rest of the execution is left out."""
+    metadata = data_utils.read_metadata(data_dir)
+    settings = tiny_settings(architecture=["attention"], max_lr=0.02, dropout_rate=0.0)
+    plain, spoilt = (Trainer(data_dir, metadata, settings, jit_compile) for _ in range(2))
+    windows = list(itertools.islice(spoilt._windows_from(0), 20))
+    read = [set(window[:, :-1].ravel()) for window in windows]
+    step = next(n for n in range(5, 20) if read[n] - set().union(*read[:n]))
+    new = min(read[step] - set().union(*read[:step]))  # an id that no step before has read
+    plain.train(step)
+    rows = spoilt.model.embedding.rows[0].numpy()
+    rows[new] = np.inf
+    spoilt.model.embedding.rows[0].assign(rows)
+    message = f"the loss of step {step + 1} is not finite .*embedding"
+    with pytest.raises(FloatingPointError, match=message):
+        spoilt.train(20)
+    assert spoilt.step == step
+    assert float(spoilt.state.line.nll) == float(plain.state.line.nll)
+    assert np.array_equal(spoilt._memory, plain._memory)
+    for mine, other in zip(spoilt.model.weights, plain.model.weights):
+        if "embedding" in mine.path:
+            mine, other = (np.delete(each.numpy(), new, axis=0) for each in (mine, other))
+        assert np.array_equal(mine, other)
 
 
 def test_trainers_that_are_made_in_threads_start_as_those_made_one_by_one(trainer_of):

@@ -31,7 +31,7 @@ from training.trained_run import read_config
 
 # Flags that may differ when a run is resumed: they change neither weights nor schedules.
 FREE_FLAGS = ("data_dir", "max_steps", "logs_dir", "log_every", "save_every", "distribute",
-              "accumulate")
+              "accumulate", "steps_per_execution")
 CHECKPOINTS_KEPT = 3
 VALID_TAGS = {  # in TensorBoard
     "loss": "loss",

@@ -4,6 +4,7 @@ B batch, T sequence length, M memory length, A blocks that need memory, D model 
 text.
 """
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Score:
     Attributes:
       nll: the summed negative log-likelihood, in nats.
       targets: of how many tokens.
-      seconds: of each window.
+      seconds: of each window; of those that are sent together, the mean.
     """
 
     nll: float = 0.0
@@ -70,11 +71,14 @@ class Evaluator:
       model: the network.
       jit_compile: compile with XLA.
       strategy: whose replicas share the rows; None for one device.
+      windows_per_execution: W, the windows that are sent to a device together.
     """
 
-    def __init__(self, model, jit_compile: bool, strategy: tf.distribute.Strategy | None = None):
+    def __init__(self, model, jit_compile: bool, strategy: tf.distribute.Strategy | None = None,
+                 windows_per_execution: int = 1):
         self._model, self._strategy = model, strategy or tf.distribute.get_strategy()
-        self._compiled = tf.function(self._window, jit_compile=jit_compile or None)
+        self._windows_per_execution = windows_per_execution
+        self._compiled = tf.function(self._windows, jit_compile=jit_compile or None)
 
     def __call__(self, stream: np.ndarray, batch_size: int, seq_len: int, tau: float | None = None,
                  between: Callable[[], None] = lambda: None) -> Score:
@@ -85,45 +89,52 @@ class Evaluator:
           batch_size: the rows that are read side by side.
           seq_len: T.
           tau: the temperature of the network; None for its own.
-          between: is called after each window.
+          between: is called after each execution.
         """
         tau = self._model.tau if tau is None else tau
         windows_back = -(-self._model.sizes.mem_len // seq_len)  # that one memory reaches
         lead = self._model.num_memories * windows_back  # through all blocks
         memory = self._model.empty_memory(batch_size)  # [A, B, M, D]
         memory = devices.split_rows(self._strategy, memory, axis=1)
-        score = Score()
+        score, number, W = Score(), 0, self._windows_per_execution
         windows = data_utils.scoring_windows(stream, batch_size, seq_len, lead)
-        for number, (window, scored) in enumerate(windows):
+        while together := list(itertools.islice(windows, W)):
             start = time.perf_counter()
-            scored = scored.astype(np.float32)[:, None]  # [B, 1]
-            window = devices.split_rows(self._strategy, tf.constant(window))
-            scored = devices.split_rows(self._strategy, tf.constant(scored))
+            nothing = np.full([batch_size, seq_len + 1], PAD, np.int32), np.zeros(batch_size, bool)
+            window, scored = zip(*together, *[nothing] * (W - len(together)))
+            window = tf.constant(np.stack(window))  # [W, B, T + 1]
+            scored = tf.constant(np.stack(scored)[..., None], tf.float32)  # [W, B, 1]
             sums, memory = self._everywhere(
-                window, scored, memory, tf.constant(number), tf.constant(tau))
+                devices.split_rows(self._strategy, window, axis=1),
+                devices.split_rows(self._strategy, scored, axis=1),
+                memory, tf.constant(number), tf.constant(tau))
             nll, targets = sums.numpy().tolist()
             score.nll += nll
             score.targets += int(targets)
-            score.seconds.append(time.perf_counter() - start)
+            score.seconds += [(time.perf_counter() - start) / len(together)] * len(together)
+            number += len(together)
             between()
         return score
 
     @tf.function
     def _everywhere(self, *arguments):
-        """`_window` on every replica, the sums of all together."""
+        """`_windows` on every replica, the sums of all together."""
         sums, memory = self._strategy.run(lambda *own: self._compiled(*own), args=arguments)
         return self._strategy.reduce("sum", sums, axis=None), memory
 
-    def _window(self, window, scored, memory, number, tau):
-        """One window on one replica.
+    def _windows(self, windows, scored, memory, number, tau):
+        """W windows on one replica, [W, B, T + 1], the first of which is window `number`.
 
         Returns:
           Loss and number of the targets in rows that are to be scored, [2]; the next memory.
         """
-        filled = filled_memory(self._model, window, number)
-        nll, memory = window_nll(self._model, window, memory, filled, tau)  # [B, T]
-        targets = tf.reduce_sum(real_targets(window) * scored)  # []
-        return tf.stack([tf.reduce_sum(nll * scored), targets]), memory
+        sums = tf.zeros([2])
+        for i in tf.range(windows.shape[0]):
+            filled = filled_memory(self._model, windows[i], number + i)
+            nll, memory = window_nll(self._model, windows[i], memory, filled, tau)  # [B, T]
+            targets = real_targets(windows[i])  # [B, T]
+            sums += tf.stack([tf.reduce_sum(part * scored[i]) for part in (nll, targets)])  # [2]
+        return sums, memory
 
 
 def metrics(loss: float, text: dict) -> dict:

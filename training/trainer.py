@@ -1,7 +1,7 @@
 """The trainer: a network in training, from one step to the next.
 
 B batch, T sequence length, M memory length, A blocks that need memory, D model width, K kinds of
-layer, R replicas, P shares of a batch, S blocks that are searched.
+layer, R replicas, P shares of a batch, S blocks that are searched, W windows of one execution.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from training.scoring import Evaluator, filled_memory, metrics, real_targets, wi
 from training.settings import Settings
 from training.writer import Writer, memory_length
 
-PREFETCHED = 8  # windows that are read while a step is computed
+PREFETCHED = 8  # windows that are read while others are trained on
 SEEDED = threading.Lock()  # held while initial weights come from Python's one random generator
 PROMPT, WRITTEN = 8, 48  # tokens that a text begins with, and that the network writes
 
@@ -90,6 +90,9 @@ class Trainer:
     filled, whether weights or architecture learn) depends on the number `state.step` alone; so a
     run resumes at any step exactly.
 
+    On one device W steps are one program, compiled as a whole with `jit_compile`; replicas, between
+    which XLA compiles no communication, compile the loss and the gradients of a step.
+
     Each of R replicas has the data and the memory of its own rows alone, and computes them in as
     many parts, one after another, as `settings.accumulate` says. Noise, loss and gradient are those
     of the whole batch, whatever the number of shares P.
@@ -98,16 +101,20 @@ class Trainer:
       data_dir: what make_data.sh made.
       metadata: its metadata.
       settings: what to train, and how.
-      jit_compile: compile the step with XLA.
+      jit_compile: compile with XLA.
       strategy: whose replicas train; None for one device.
+      steps_per_execution: W, the most steps that are sent to the device together; changes no
+        result.
 
     Raises:
       InputError: the settings do not suit each other or the data.
     """
 
     def __init__(self, data_dir: Path, metadata: dict, settings: Settings,
-                 jit_compile: bool = False, strategy: tf.distribute.Strategy | None = None):
+                 jit_compile: bool = False, strategy: tf.distribute.Strategy | None = None,
+                 steps_per_execution: int = 20):
         self.metadata, self.settings, self.jit_compile = metadata, settings, jit_compile
+        self.steps_per_execution = steps_per_execution
         self._data_dir, self._strategy = data_dir, strategy or tf.distribute.get_strategy()
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
         self.total_steps = math.ceil(settings.epochs * self.steps_per_epoch)
@@ -127,27 +134,26 @@ class Trainer:
             self._groups = self._parameter_groups(step)
         empty_memory = self.model.empty_memory(metadata["batch_size"])  # [A, B, M, D]
         with tf.device("CPU:0"):  # not on the replicas, which have memory for their own rows alone
-            optimizers = {name: by_path(optimizer.variables)
-                          for name, (optimizer, _) in self._groups.items()}
-            self.state = tf.train.Checkpoint(
-                step=step, weights=by_path(self.model.weights), optimizers=optimizers,
-                memory=tf.Variable(tf.cast(empty_memory, tf.float32)),  # whatever the precision
-                tau=tf.Variable(settings.tau_start), latency=latency,
-                best_loss=tf.Variable(math.inf, dtype=tf.float64),
-                wall_seconds=tf.Variable(0.0, dtype=tf.float64),  # of all sittings
-                evaluated=tf.Variable(0, dtype=tf.int64),  # the step of the last validation
-                line=Totals(), epoch=Totals(), run=Totals())  # since the last line of the log, ...
+            memory = tf.Variable(tf.cast(empty_memory, tf.float32))  # whatever the precision
+        optimizers = {name: by_path(optimizer.variables)
+                      for name, (optimizer, _) in self._groups.items()}
+        self.state = tf.train.Checkpoint(
+            step=step, weights=by_path(self.model.weights), optimizers=optimizers, memory=memory,
+            tau=tf.Variable(settings.tau_start), latency=latency,
+            best_loss=tf.Variable(math.inf, dtype=tf.float64),
+            wall_seconds=tf.Variable(0.0, dtype=tf.float64),  # of all sittings
+            evaluated=tf.Variable(0, dtype=tf.int64),  # the step of the last validation
+            line=Totals(), epoch=Totals(), run=Totals())  # since the last line of the log, ...
         self._last_look = time.monotonic()
         self._totals = self.state.line, self.state.epoch, self.state.run
-        self._magnitudes = tf.Variable(tf.zeros(len(self.model.weights)))
-        self._iterator = self._memory = None  # on the replicas, while training goes on
-        # XLA compiles no communication between replicas.
+        self._windows = self._memory = None  # while training goes on
         one_device = self._strategy is tf.distribute.get_strategy()
+        self._compiled_train_steps = tf.function(
+            self._train_steps, jit_compile=jit_compile and one_device or None)
         self._compiled_loss_and_gradients = tf.function(
             self._loss_and_gradients, jit_compile=jit_compile or None)
-        self._compiled_apply_gradients = tf.function(
-            self._apply_gradients, jit_compile=jit_compile and one_device or None)
-        self._evaluator = Evaluator(self.model, jit_compile, self._strategy)
+        self._evaluator = Evaluator(
+            self.model, jit_compile, self._strategy, steps_per_execution if jit_compile else 1)
         self._writer = Writer(
             self.model, memory_length(settings.mem_len, metadata["seq_len"]), jit_compile)
 
@@ -193,23 +199,25 @@ class Trainer:
         """
         if num_steps < 0:
             raise ValueError(f"num_steps must be 0 or more, not {num_steps}")
-        if self._iterator is None:
+        if self._windows is None:
             memory = tf.cast(self.state.memory, self.model.compute_dtype)  # [A, B, M, D]
             self._memory = devices.split_rows(self._strategy, memory, axis=1)
-            self._iterator = iter(self._windows(first=self.step % self.steps_per_epoch))
+            self._windows = self._windows_from(self.step % self.steps_per_epoch)
         self.latency()
-        start, end = time.perf_counter(), self.step + num_steps
-        while self.step < end:
-            if self.step % self.steps_per_epoch == 0:
+        start, step = time.perf_counter(), self.step
+        end, finite = step + num_steps, tf.constant(True)
+        while step < end:
+            if step % self.steps_per_epoch == 0:
                 self.state.epoch.reset()
-            groups, count = self._trained_at(self.step), self._steps_alike(end)
+            groups, count = self._trained_at(step), self._steps_alike(step, end)
             # Step, weights and memory advance together.
             with self._blaming_data(), cli.uninterrupted():
-                self._memory = self._train_steps(
-                    self._iterator, self._memory, tf.constant(count), groups)
-            if not math.isfinite(self.state.line.nll):
-                sizes = dict(zip(self.state.weights, self._magnitudes.numpy()))
-                raise _not_finite(f"the loss of step {self.step:,}", sizes)
+                self._memory, finite = self._compiled_train_steps(
+                    self._next_windows(count), tf.constant(count), self._memory, finite, groups)
+            step += count
+        if not finite:  # the first look at a result: until here the device is never waited for
+            what = f"the loss of step {self.step + 1:,}"
+            raise _not_finite(what, _magnitudes(self.state.weights))
         seconds = time.perf_counter() - start
         self.state.tau.assign(self.tau)
         for totals in self._totals:
@@ -240,38 +248,56 @@ class Trainer:
             self.state.latency.assign(self.all_reduce_max(*measured))
         return self.state.latency.numpy()
 
-    def _steps_alike(self, end: int) -> int:
-        """How many steps from here on, before `end` and in this epoch, train the same groups."""
-        end = min(end, (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch)
-        last = self.step + 1
-        while last < end and self._trained_at(last) == self._trained_at(self.step):
-            last += 1
-        return last - self.step
+    def _steps_alike(self, step: int, end: int) -> int:
+        """How many steps from `step` on, before `end`, are one execution.
 
-    @tf.function
-    def _train_steps(self, iterator, memory, num_steps, groups):
-        """Steps on all replicas, until a loss is not finite. Returns the last memory."""
-        for _ in tf.range(num_steps):
-            nll, memory = self._train_step(next(iterator), memory, groups)
-            if not tf.math.is_finite(nll):
-                break
-        return memory
+        They lie in one epoch and train the same groups.
+        """
+        epoch_end = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        end, last = min(end, epoch_end, step + self.steps_per_execution), step + 1
+        while last < end and self._trained_at(last) == self._trained_at(step):
+            last += 1
+        return last - step
+
+    def _train_steps(self, windows, num_steps, memory, finite, groups):
+        """Steps on all replicas, until a loss is not finite.
+
+        Each replica has its own rows of windows and memory.
+
+        Args:
+          windows: int32 [W, B, T + 1], of which the first `num_steps` are trained on.
+          num_steps: a scalar.
+          memory: [A, B, M, D].
+          finite: whether all losses so far have been.
+          groups: names of the groups of parameters that learn.
+
+        Returns:
+          The last memory, and whether all losses are finite.
+        """
+        number = 0
+        while finite and number < num_steps:
+            window = self._run(tf.gather, windows, number)  # [B, T + 1]
+            memory, finite = self._train_step(window, memory, groups)
+            number += 1
+        return memory, finite
 
     def _train_step(self, window, memory, groups):
-        """One step: window [B, T + 1] and memory [A, B, M, D] in, loss and next memory out.
+        """One step: window [B, T + 1] and memory [A, B, M, D] in, the next memory out.
 
-        Each replica has its own rows of window and memory.
+        With a loss that is not finite it changes nothing. Whether it is comes second.
         """
         targets = self._sum(self._run(_num_targets, window))  # []
-        nll, memory, gradients = self._run(
+        nll, new_memory, gradients = self._run(
             self._loss_and_gradients_in_parts, window, memory, targets, groups)
         nll = self._sum(nll)  # []
-        self._diagnose(nll)
-        self._run(self._compiled_apply_gradients, gradients, groups)
-        for totals in self._totals:
-            totals.add(nll, targets)
-        self.state.step.assign_add(1)
-        return nll, memory
+        finite = tf.math.is_finite(nll)
+        if finite:
+            self._run(self._apply_gradients, gradients, groups)
+            for totals in self._totals:
+                totals.add(nll, targets)
+            self.state.step.assign_add(1)
+            memory = new_memory
+        return memory, finite
 
     def _loss_and_gradients_in_parts(self, window, memory, targets, groups):
         """`_loss_and_gradients` for the rows of a replica, one part after another."""
@@ -314,11 +340,6 @@ class Trainer:
         # Dense, so that Adam squares the sum of the gradients of an id that occurs twice.
         return nll, memory, tf.nest.map_structure(tf.convert_to_tensor, gradients)
 
-    def _diagnose(self, nll):
-        """Measures the weights that led to a loss that is not finite, before it spoils them."""
-        if not tf.math.is_finite(nll):
-            self._magnitudes.assign(tf.stack(list(_magnitudes(self.state.weights).values())))
-
     def _apply_gradients(self, gradients, groups):
         """Moves the parameters of each group by the sum of the gradients of all replicas."""
         for name, own in zip(groups, gradients):
@@ -340,22 +361,18 @@ class Trainer:
         milliseconds = tf.reduce_sum(sample * self.state.latency, axis=[-2, -1])  # [] or [rows]
         return tf.reduce_mean(milliseconds)
 
-    def _windows(self, first: int):
-        """The windows of the training split from number `first` on, over and over.
+    def _windows_from(self, first: int) -> Iterator[np.ndarray]:
+        """The windows of the training split from number `first` on, over and over: [B, T + 1]."""
+        windows = data_utils.load_windows(self._data_dir, "train", self.metadata)
+        return windows.repeat().skip(first).prefetch(PREFETCHED).as_numpy_iterator()
 
-        Each replica gets its own rows, [B/R, T + 1].
-        """
-        def of_worker(context):
-            rows = context.get_per_replica_batch_size(self.metadata["batch_size"])
-            replicas = context.num_replicas_in_sync // context.num_input_pipelines  # of this worker
-            windows = data_utils.load_windows(
-                self._data_dir, "train", self.metadata, num_rows=replicas * rows,
-                first_row=context.input_pipeline_id * replicas * rows)
-            windows = windows.repeat().skip(first)
-            windows = windows.map(lambda window: tf.reshape(window, [replicas, rows, -1]))
-            return windows.unbatch().prefetch(PREFETCHED)
-
-        return self._strategy.distribute_datasets_from_function(of_worker)
+    def _next_windows(self, count: int):
+        """Each replica's rows of the next windows, int32 [W, B/R, T + 1]: `count`, then zeros."""
+        B, T = self.metadata["batch_size"], self.metadata["seq_len"]
+        windows = np.zeros([self.steps_per_execution, B, T + 1], np.int32)
+        for number in range(count):
+            windows[number] = next(self._windows)
+        return devices.split_rows(self._strategy, tf.constant(windows), axis=1)
 
     def _parameter_groups(self, step) -> dict:
         """Optimizer and variables of the weights, and of the architecture where it is searched."""
