@@ -172,9 +172,9 @@ def write_line(trainer: Trainer, run: Run):
     remaining = round((trainer.last_step - step) * trainer.wall_seconds() / step)
     run.progress(
         step / trainer.last_step,
-        f"step {step:,}/{trainer.total_steps:,}  ETA {datetime.timedelta(seconds=remaining)}  "
-        f"loss {loss:.4f}  perplexity {perplexity:.2f}  "
-        f"lr {trainer.learning_rate:.3e}  tau {trainer.tau:.4f}  {speed:,.0f} tokens/s")
+        f"step {step:,}/{trainer.last_step:,}  loss {loss:.4f}  "
+        f"ETA {datetime.timedelta(seconds=remaining)}  {speed:,.0f} tokens/s  "
+        f"perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  tau {trainer.tau:.4f}")
     run.scalars("train", step, {
         "loss": loss, "perplexity": perplexity, "training/learning_rate": trainer.learning_rate,
         "training/tau": trainer.tau, "training/tokens_per_second": speed})

@@ -20,6 +20,7 @@ def open_standard_streams():
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))
     sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace",
                          line_buffering=True)
+    sys.__stdout__ = sys.stdout  # where shutil looks for the width of the terminal
 
 
 def redraw(text: str):

@@ -24,7 +24,7 @@ from training import recording
 from training.trained_run import TrainedRun
 from training.trainer import Trainer
 
-LOG_LINE = r"(step [\d,]+/.*?)  ETA \S+  (loss .*)  \S+ tokens/s"  # but times
+LOG_LINE = r"(step [\d,]+/.*?)  ETA \S+  \S+ tokens/s  (perplexity .*)"  # but times
 SETTINGS = tiny.QUICK | dict(dropout_rate=0.2, save_every="44", log_every=11,
                              max_steps=230)
 

@@ -1,12 +1,16 @@
 """Commands where the console, the locale or the folder is not what one hopes for."""
 
+import fcntl
 import itertools
 import json
 import logging
 import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -92,6 +96,21 @@ def test_a_line_is_drawn_over_on_a_terminal_alone(capsys, monkeypatch):
     bar.emit(logging.makeLogRecord({"msg": "interrupted at step 10"}))
     drawn = ["2 MB\n", f"[{'=' * 10}{' ' * 10}] step 5/10", f"[{'=' * 20}] end".ljust(32)]
     assert capsys.readouterr().out == "\r" + "\r".join(drawn) + "\ninterrupted at step 10\n"
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_the_bar_is_as_wide_as_the_terminal(columns):
+    program = ("from support import console; console.open_standard_streams(); "
+               "console.Console().progress(0.5, 'x' * 300)")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
+    here = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, stdout=theirs, env=here)
+    drawn = os.read(ours, 1000).decode()
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+    assert done.returncode == 0
+    assert drawn == f"\r[{'=' * 10}{' ' * 10}] ".ljust(columns, "x")
 
 
 def test_output_that_is_no_terminal_has_plain_lines(data_dir, tmp_path):

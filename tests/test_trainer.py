@@ -113,7 +113,7 @@ def test_part_of_an_epoch_is_a_whole_schedule(run_train):
         results["flags"]["data_dir"]))["splits"]["train"]["steps"])
     assert results["steps"] == steps > 10
     assert f"epoch 1 of 0.1, steps 1 to {steps} of {steps}" in log
-    assert f"step {steps}/{steps}  ETA 0:00:00" in log
+    assert f"step {steps}/{steps}  loss" in log
     rates = [float(rate) for rate in re.findall(r"lr (\S+)", log)]
     assert max(rates) == rates[4] == 0.01 and rates[-1] == 0 and len(rates) == steps
     assert "tau 0.1000" in log
