@@ -69,8 +69,8 @@ with cli.group("Devices"):
         "compile the step with XLA; auto: on a GPU")
     STEPS_PER_EXECUTION = flags.DEFINE_integer(
         "steps_per_execution", 20,
-        "steps that are sent to the device together, with XLA as one program; changes no result",
-        lower_bound=1)
+        "steps that are sent to the device together, with XLA as one program, if they train the "
+        "same parameters; changes results by rounding only", lower_bound=1)
     MIXED_PRECISION = flags.DEFINE_boolean(
         "mixed_precision", False,
         "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and "

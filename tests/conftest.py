@@ -184,7 +184,7 @@ def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=Non
         variable.assign(value)
     trainer.settings, trainer._data_dir = settings, data_dir
     trainer.last_step = min(settings.max_steps or trainer.total_steps, trainer.total_steps)
-    trainer._windows = trainer._memory = None
+    trainer._windows = trainer._memory = trainer._next_window = None
     trainer._last_look = time.monotonic()
     return trainer
 

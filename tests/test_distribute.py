@@ -32,14 +32,17 @@ ALTERNATING = PLAIN | {
     "tie_embeddings": True, "proj_factor": 2}
 
 
-def mirrored(data_dir, replicas, *ways):
+TOO_FAST = ONE_BLOCK | {"opt_name": "sgd", "max_lr": 1e30, "warmup_steps": 0}
+
+
+def mirrored(data_dir, replicas, *ways, device=()):
     """Losses, and what the state is like, after training with so many replicas in some ways.
 
     A way is changes of the settings, and whether to compile.
     """
     program = PROJECT / "tests" / "programs" / "mirrored.py"
     done = subprocess.run(
-        [*warm.PYTHON, program, data_dir, str(replicas), json.dumps(ways)],
+        [*warm.PYTHON, program, data_dir, str(replicas), json.dumps(ways), *device],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
@@ -51,16 +54,20 @@ def mirrored(data_dir, replicas, *ways):
 def test_replicas_and_accumulation_train_as_one_replica(data_dir):
     plain, clipped, compiled_halves, alternating = mirrored(
         data_dir, 1, (PLAIN, False), (CLIPPED, False), (HALVES, True), (ALTERNATING, False))
-    two_compiled, two_halves = mirrored(data_dir, 2, (PLAIN, True), (HALVES, False))
+    two_compiled, two_halves, stopped = mirrored(
+        data_dir, 2, (PLAIN, True), (HALVES, False), (TOO_FAST, False))
+    elsewhere, = mirrored(data_dir, 2, (PLAIN, True), device=["CPU:1"])
     four_alternating, = mirrored(data_dir, 4, (ALTERNATING, False))
     for one, *others in (
-            [plain, two_compiled], [clipped, compiled_halves, two_halves],
+            [plain, two_compiled, elsewhere], [clipped, compiled_halves, two_halves],
             [alternating, four_alternating]):
         losses, state, step = one
         assert np.mean(losses[:4]) - np.mean(losses[16:20]) > 0.05 and step == 100
         for other in others:
             assert other == [
                 pytest.approx(losses, rel=1e-5), pytest.approx(state, rel=1e-4), 100]
+    (told,), _, step = stopped
+    assert told.startswith(f"the loss of step {step + 1} is not finite") and step < 5
 
 
 # --------------------------------------------------------------------------------------------------

@@ -109,9 +109,9 @@ def test_max_steps_changes_no_schedule(trainer_of):
 def test_part_of_an_epoch_is_a_whole_schedule(run_train):
     folder = run_train(epochs=0.1, warmup_steps=5, log_every=1)
     results, log = results_of(folder), (folder / "training_log.log").read_text()
-    steps = math.ceil(0.1 * data_utils.read_metadata(Path(
-        results["flags"]["data_dir"]))["splits"]["train"]["steps"])
-    assert results["steps"] == steps > 10
+    whole = data_utils.read_metadata(Path(results["flags"]["data_dir"]))["splits"]["train"]["steps"]
+    steps = results["steps"]
+    assert steps == pytest.approx(0.1 * whole, abs=0.5) and steps > 10
     assert f"epoch 1 of 0.1, steps 1 to {steps} of {steps}" in log
     assert f"step {steps}/{steps}  loss" in log
     rates = [float(rate) for rate in re.findall(r"lr (\S+)", log)]
@@ -275,7 +275,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_many_steps_in_one_program_train_as_one_at_a_time(way, data_dir):
-    """Compiled, to the bit if it is a loop; nearly, if not compiled or compiled without a loop."""
+    """To the bit with 7 and 20; nearly with 1, which XLA compiles otherwise, and in graph mode."""
     settings = tiny_settings(**WAYS[way])
     metadata = data_utils.read_metadata(data_dir)
     policy = keras.config.dtype_policy()
@@ -312,7 +312,7 @@ def test_many_steps_in_one_program_train_as_one_at_a_time(way, data_dir):
 
 
 def test_compiled_steps_are_few_programs(trainer_of, data_dir, monkeypatch):
-    """100 steps are five, each compiled as a whole, and nothing is waited for between them."""
+    """100 steps are five, each compiled as a whole."""
     trainer = Trainer(data_dir, data_utils.read_metadata(data_dir),
                       tiny_settings(architecture=["dense"]), jit_compile=True)
     programs, counts = trainer._compiled_train_steps, []
@@ -333,30 +333,37 @@ def test_compiled_steps_are_few_programs(trainer_of, data_dir, monkeypatch):
     assert len(programs._list_all_concrete_functions()) == 1
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_step_whose_loss_is_not_finite_changes_nothing(jit_compile, data_dir):
-    """One of 20, after which the rest of the execution is left out."""
-    metadata = data_utils.read_metadata(data_dir)
+@pytest.mark.parametrize("jit_compile, steps_per_execution", [(False, 20), (True, 20), (True, 3)])
+def test_a_step_whose_loss_is_not_finite_changes_nothing(
+        jit_compile, steps_per_execution, data_dir):
+    """One of 20; those after it are left out, and training may go on where it was."""
     settings = tiny_settings(architecture=["attention"], max_lr=0.02, dropout_rate=0.0)
-    plain, spoilt = (Trainer(data_dir, metadata, settings, jit_compile) for _ in range(2))
+    plain, spoilt = (
+        Trainer(data_dir, data_utils.read_metadata(data_dir), settings, jit_compile,
+                steps_per_execution=steps_per_execution) for _ in range(2))
     windows = list(itertools.islice(spoilt._windows_from(0), 20))
     read = [set(window[:, :-1].ravel()) for window in windows]
-    step = next(n for n in range(5, 20) if read[n] - set().union(*read[:n]))
+    step = next(n for n in range(5, 15) if read[n] - set().union(*read[:n]))
     new = min(read[step] - set().union(*read[:step]))  # an id that no step before has read
-    plain.train(step)
     rows = spoilt.model.embedding.rows[0].numpy()
-    rows[new] = np.inf
-    spoilt.model.embedding.rows[0].assign(rows)
-    message = f"the loss of step {step + 1} is not finite .*embedding"
-    with pytest.raises(FloatingPointError, match=message):
+    spoilt.model.embedding.rows[0].scatter_nd_update([[new]], [np.full(rows.shape[1], np.inf)])
+    with pytest.raises(FloatingPointError,
+                       match=f"the loss of step {step + 1} is not finite .*embedding"):
         spoilt.train(20)
-    assert spoilt.step == step
-    assert float(spoilt.state.line.nll) == float(plain.state.line.nll)
-    assert np.array_equal(spoilt._memory, plain._memory)
-    for mine, other in zip(spoilt.model.weights, plain.model.weights):
-        if "embedding" in mine.path:
-            mine, other = (np.delete(each.numpy(), new, axis=0) for each in (mine, other))
-        assert np.array_equal(mine, other)
+    spoilt.model.embedding.rows[0].scatter_nd_update([[new]], [rows[new]])
+    for more in (0, 4):
+        plain.train(more or step)
+        spoilt.train(more)
+        for trainer in (plain, spoilt):
+            trainer.complete_state()
+        parts = zip(*(tf.train.TrackableView(trainer.state).descendants()
+                      for trainer in (plain, spoilt)), strict=True)
+        for mine, other in parts:
+            if isinstance(mine, tf.Variable) and mine.dtype != tf.float64:  # those hold seconds too
+                assert np.array_equal(mine, other), mine.name
+        for mine, other in zip(spoilt._totals, plain._totals):
+            assert (mine.loss, float(mine.targets)) == (other.loss, float(other.targets))
+    assert spoilt.step == step + 4
 
 
 def test_trainers_that_are_made_in_threads_start_as_those_made_one_by_one(trainer_of):

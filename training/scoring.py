@@ -99,20 +99,20 @@ class Evaluator:
         score, number, W = Score(), 0, self._windows_per_execution
         windows = data_utils.scoring_windows(stream, batch_size, seq_len, lead)
         while together := list(itertools.islice(windows, W)):
-            start = time.perf_counter()
-            nothing = np.full([batch_size, seq_len + 1], PAD, np.int32), np.zeros(batch_size, bool)
-            window, scored = zip(*together, *[nothing] * (W - len(together)))
-            window = tf.constant(np.stack(window))  # [W, B, T + 1]
-            scored = tf.constant(np.stack(scored)[..., None], tf.float32)  # [W, B, 1]
+            start, count = time.perf_counter(), len(together)
+            window = np.zeros([W, batch_size, seq_len + 1], np.int32)
+            scored = np.zeros([W, batch_size, 1], np.float32)
+            for i in range(count):
+                window[i], scored[i, :, 0] = together[i]
             sums, memory = self._everywhere(
-                devices.split_rows(self._strategy, window, axis=1),
-                devices.split_rows(self._strategy, scored, axis=1),
-                memory, tf.constant(number), tf.constant(tau))
+                devices.split_rows(self._strategy, tf.constant(window), axis=1),
+                devices.split_rows(self._strategy, tf.constant(scored), axis=1),
+                tf.constant(count), memory, tf.constant(number), tf.constant(tau))
             nll, targets = sums.numpy().tolist()
             score.nll += nll
             score.targets += int(targets)
-            score.seconds += [(time.perf_counter() - start) / len(together)] * len(together)
-            number += len(together)
+            score.seconds += [(time.perf_counter() - start) / count] * count
+            number += count
             between()
         return score
 
@@ -122,18 +122,27 @@ class Evaluator:
         sums, memory = self._strategy.run(lambda *own: self._compiled(*own), args=arguments)
         return self._strategy.reduce("sum", sums, axis=None), memory
 
-    def _windows(self, windows, scored, memory, number, tau):
-        """W windows on one replica, [W, B, T + 1], the first of which is window `number`.
+    def _windows(self, windows, scored, count, memory, first, tau):
+        """The first `count` of W windows on one replica.
+
+        Args:
+          windows: int32 [W, B, T + 1].
+          scored: which rows are to be scored, 1 or 0: float32 [W, B, 1].
+          count: a scalar.
+          memory: [A, B, M, D].
+          first: the number of the first window in the text.
+          tau: the temperature.
 
         Returns:
-          Loss and number of the targets in rows that are to be scored, [2]; the next memory.
+          Loss and number of the targets that are to be scored, float64 [2]; the next memory.
         """
-        sums = tf.zeros([2])
-        for i in tf.range(windows.shape[0]):
-            filled = filled_memory(self._model, windows[i], number + i)
+        sums = tf.zeros([2], tf.float64)
+        for i in tf.range(count):
+            filled = filled_memory(self._model, windows[i], first + i)
             nll, memory = window_nll(self._model, windows[i], memory, filled, tau)  # [B, T]
             targets = real_targets(windows[i])  # [B, T]
-            sums += tf.stack([tf.reduce_sum(part * scored[i]) for part in (nll, targets)])  # [2]
+            own = [tf.reduce_sum(part * scored[i]) for part in (nll, targets)]
+            sums += tf.cast(tf.stack(own), tf.float64)  # [2]
         return sums, memory
 
 

@@ -35,7 +35,7 @@ from training.scoring import Evaluator, filled_memory, metrics, real_targets, wi
 from training.settings import Settings
 from training.writer import Writer, memory_length
 
-PREFETCHED = 8  # windows that are read while others are trained on
+PREFETCHED = 40  # windows that are read while others are trained on
 SEEDED = threading.Lock()  # held while initial weights come from Python's one random generator
 PROMPT, WRITTEN = 8, 48  # tokens that a text begins with, and that the network writes
 
@@ -90,8 +90,9 @@ class Trainer:
     filled, whether weights or architecture learn) depends on the number `state.step` alone; so a
     run resumes at any step exactly.
 
-    On one device W steps are one program, compiled as a whole with `jit_compile`; replicas, between
-    which XLA compiles no communication, compile the loss and the gradients of a step.
+    On one device W steps are one program, compiled as a whole with `jit_compile`. XLA compiles no
+    communication between replicas: there the loop over the steps stays a graph, and each replica
+    compiles the loss and the gradients of a step.
 
     Each of R replicas has the data and the memory of its own rows alone, and computes them in as
     many parts, one after another, as `settings.accumulate` says. Noise, loss and gradient are those
@@ -103,8 +104,8 @@ class Trainer:
       settings: what to train, and how.
       jit_compile: compile with XLA.
       strategy: whose replicas train; None for one device.
-      steps_per_execution: W, the most steps that are sent to the device together; changes no
-        result.
+      steps_per_execution: W, the most steps that are sent to the device together, if they train
+        the same parameters; changes results by rounding only.
 
     Raises:
       InputError: the settings do not suit each other or the data.
@@ -117,7 +118,7 @@ class Trainer:
         self.steps_per_execution = steps_per_execution
         self._data_dir, self._strategy = data_dir, strategy or tf.distribute.get_strategy()
         self.steps_per_epoch = metadata["splits"]["train"]["steps"]
-        self.total_steps = math.ceil(settings.epochs * self.steps_per_epoch)
+        self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch))
         self.last_step = min(settings.max_steps or self.total_steps, self.total_steps)
         self.shares = self._strategy.num_replicas_in_sync * settings.accumulate
         self._check_settings()
@@ -147,6 +148,7 @@ class Trainer:
         self._last_look = time.monotonic()
         self._totals = self.state.line, self.state.epoch, self.state.run
         self._windows = self._memory = None  # while training goes on
+        self._next_window = None  # the step that the next of the windows is for
         one_device = self._strategy is tf.distribute.get_strategy()
         self._compiled_train_steps = tf.function(
             self._train_steps, jit_compile=jit_compile and one_device or None)
@@ -199,13 +201,14 @@ class Trainer:
         """
         if num_steps < 0:
             raise ValueError(f"num_steps must be 0 or more, not {num_steps}")
-        if self._windows is None:
+        step = self.step
+        if self._memory is None:
             memory = tf.cast(self.state.memory, self.model.compute_dtype)  # [A, B, M, D]
             self._memory = devices.split_rows(self._strategy, memory, axis=1)
-            self._windows = self._windows_from(self.step % self.steps_per_epoch)
+        if self._next_window != step:  # at first, or after an error
+            self._windows, self._next_window = self._windows_from(step), step
         self.latency()
-        start, step = time.perf_counter(), self.step
-        end, finite = step + num_steps, tf.constant(True)
+        start, end = time.perf_counter(), step + num_steps
         while step < end:
             if step % self.steps_per_epoch == 0:
                 self.state.epoch.reset()
@@ -213,11 +216,11 @@ class Trainer:
             # Step, weights and memory advance together.
             with self._blaming_data(), cli.uninterrupted():
                 self._memory, finite = self._compiled_train_steps(
-                    self._next_windows(count), tf.constant(count), self._memory, finite, groups)
+                    self._windows_of(count), tf.constant(count), self._memory, groups)
+            if not finite:
+                what = f"the loss of step {self.step + 1:,}"
+                raise _not_finite(what, _magnitudes(self.state.weights))
             step += count
-        if not finite:  # the first look at a result: until here the device is never waited for
-            what = f"the loss of step {self.step + 1:,}"
-            raise _not_finite(what, _magnitudes(self.state.weights))
         seconds = time.perf_counter() - start
         self.state.tau.assign(self.tau)
         for totals in self._totals:
@@ -259,7 +262,7 @@ class Trainer:
             last += 1
         return last - step
 
-    def _train_steps(self, windows, num_steps, memory, finite, groups):
+    def _train_steps(self, windows, num_steps, memory, groups):
         """Steps on all replicas, until a loss is not finite.
 
         Each replica has its own rows of windows and memory.
@@ -268,23 +271,23 @@ class Trainer:
           windows: int32 [W, B, T + 1], of which the first `num_steps` are trained on.
           num_steps: a scalar.
           memory: [A, B, M, D].
-          finite: whether all losses so far have been.
           groups: names of the groups of parameters that learn.
 
         Returns:
           The last memory, and whether all losses are finite.
         """
-        number = 0
-        while finite and number < num_steps:
+        number, finite = 0, True
+        while tf.logical_and(finite, number < num_steps):
             window = self._run(tf.gather, windows, number)  # [B, T + 1]
             memory, finite = self._train_step(window, memory, groups)
             number += 1
         return memory, finite
 
     def _train_step(self, window, memory, groups):
-        """One step: window [B, T + 1] and memory [A, B, M, D] in, the next memory out.
+        """One step with window [B, T + 1] and memory [A, B, M, D].
 
-        With a loss that is not finite it changes nothing. Whether it is comes second.
+        Returns:
+          The next memory, and whether the loss is finite. If not, nothing has changed.
         """
         targets = self._sum(self._run(_num_targets, window))  # []
         nll, new_memory, gradients = self._run(
@@ -361,16 +364,18 @@ class Trainer:
         milliseconds = tf.reduce_sum(sample * self.state.latency, axis=[-2, -1])  # [] or [rows]
         return tf.reduce_mean(milliseconds)
 
-    def _windows_from(self, first: int) -> Iterator[np.ndarray]:
-        """The windows of the training split from number `first` on, over and over: [B, T + 1]."""
+    def _windows_from(self, step: int) -> Iterator[np.ndarray]:
+        """The windows of the training split from that of a step on, over and over: [B, T + 1]."""
         windows = data_utils.load_windows(self._data_dir, "train", self.metadata)
-        return windows.repeat().skip(first).prefetch(PREFETCHED).as_numpy_iterator()
+        windows = windows.repeat().skip(step % self.steps_per_epoch)
+        return windows.prefetch(PREFETCHED).as_numpy_iterator()
 
-    def _next_windows(self, count: int):
+    def _windows_of(self, count: int):
         """Each replica's rows of the next windows, int32 [W, B/R, T + 1]: `count`, then zeros."""
         B, T = self.metadata["batch_size"], self.metadata["seq_len"]
         windows = np.zeros([self.steps_per_execution, B, T + 1], np.int32)
         for number in range(count):
+            self._next_window += 1
             windows[number] = next(self._windows)
         return devices.split_rows(self._strategy, tf.constant(windows), axis=1)
 
@@ -426,7 +431,7 @@ class Trainer:
         return metrics(self.state.epoch.loss, self.metadata["splits"]["train"])
 
     def evaluate(self, split: str, between: Callable[[], None] = lambda: None) -> dict:
-        """The metrics of a split, without noise; calls `between` after each window.
+        """The metrics of a split, without noise; calls `between` now and then.
 
         Raises:
           ValueError: there is no such split.
