@@ -62,9 +62,9 @@ def scored_choices(run: TrainedRun, num_windows: int, data_dir: Path | None) -> 
     rows_at_once = min(B, max(1, MOST_NUMBERS // (N * T * D)))
     score, nll, targets = ChoiceScorer(model), 0, 0
     for first in range(0, B, rows_at_once):
-        windows = data_utils.load_windows(
-            data_dir, "valid", metadata, first, min(rows_at_once, B - first)).take(num_windows)
-        own_nll, own_targets = score(windows.as_numpy_iterator())  # [N], []
+        windows = data_utils.load_windows(data_dir, "valid", metadata).take(num_windows)
+        rows = slice(first, first + rows_at_once)
+        own_nll, own_targets = score(window[rows] for window in windows.as_numpy_iterator())
         nll, targets = nll + own_nll, targets + own_targets
     stream = data_utils.load_stream(data_dir, "valid", metadata)
     probability = costs.frequencies(stream, metadata["vocab_size"])  # [V]

@@ -91,7 +91,8 @@ def test_settings_that_do_not_suit_each_other_are_refused(settings, message):
         tiny_settings(**settings)
 
 
-FREE = ("logs_dir", "data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate")
+FREE = ("logs_dir", "data_dir", "max_steps", "log_every", "save_every", "distribute", "accumulate",
+        "steps_per_execution")
 
 
 def test_every_flag_that_changes_what_is_learned_is_refused_when_a_run_goes_on(

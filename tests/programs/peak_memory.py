@@ -18,7 +18,7 @@ from training.trainer import Trainer
 bench.define_flags()
 flags.FLAGS(sys.argv)
 with tempfile.TemporaryDirectory() as folder:
-    metadata, probability = bench.zipf_data(Path(folder))
+    metadata, probability = bench.zipf_data(Path(folder), bench.BATCH_SIZE.value)
     trainer = Trainer(Path(folder), metadata, settings_of_flags(bench.architecture()))
     trainer.train(2)
 status = Path("/proc/self/status").read_text()  # getrusage would tell of the parent too
