@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The default experiment: the SuperNet on what make_data.sh made. Flags given here come last and win: ./train.sh --epochs=1
+# The default experiment: a search on the output of make_data.sh. Later flags win: ./train.sh --epochs=1
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/support/environment.sh"
 use_python "$project/requirements.txt"
