@@ -1,52 +1,61 @@
-"""README and docs: short, linked, about flags that exist, with examples that run."""
+"""README and docs: short, linked, with flags that exist and examples that run."""
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from commands import flags_of
 from conftest import PROJECT, VOCAB_SIZE
 
-README, FLAGS = PROJECT / "README.md", PROJECT / "docs" / "flags.md"
-PAGES = [README, PROJECT / "data" / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
-RECIPES = [f"recipes/{path.name}" for path in (PROJECT / "recipes").glob("*.sh")]
-HANDS_ON = dict.fromkeys(["train.sh", *RECIPES], "train.py") | {"make_data.sh": "data_utils.py"}
-NOT_OURS = {  # flags of programs that docs/flags.md leaves out, as far as the pages name them
+import bench
+import choose
+import cutoffs
+import data_utils
+import evaluate
+import export
+import generate
+import plot_search
+import train
+
+README = PROJECT / "README.md"
+PAGES = [path for path in (README, PROJECT / "CONTRIBUTING.md", PROJECT / "data" / "README.md",
+                           *sorted((PROJECT / "docs").glob("*.md"))) if path.name != "flags.md"]
+PROGRAMS = (bench, choose, cutoffs, data_utils, evaluate, export, generate, plot_search, train)
+SCRIPTS = {"make_data.sh": data_utils, "train.sh": train} | {
+    f"recipes/{path.name}": train for path in (PROJECT / "recipes").glob("*.sh")}
+OTHERS = {  # the flags of other programs, as far as the pages name them
     "tensorboard": {"logdir"},
     "sbatch": {"nodes", "gres", "signal", "requeue"},
     "srun": {"ntasks-per-node"},
     "tests/chaos.py": {"kills"},
+    "tests/run.sh": {"durations"},
     "saved_model_cli": {"dir", "all"},
     "recipes.compare_outputs": {"output"},
 }
 
 
-def flags_by_program() -> dict[str, set[str]]:
-    """The flags of each program, of ours as docs/flags.md lists them."""
-    _, *sections = re.split(r"^## ", FLAGS.read_text(), flags=re.M)
-    by_program = dict(NOT_OURS)
-    for section in sections:
-        command = section.splitlines()[0].removeprefix("./").removeprefix("python ")
-        names = re.findall(r"^\| `--(\w+)`", section, re.M)
-        by_program[HANDS_ON.get(command, command)] = {"help", *names}
-    return by_program
+@pytest.fixture(scope="module")
+def known_flags() -> dict[str, set[str]]:
+    """{program or script: its flags}."""
+    by_module = {}
+    for program in PROGRAMS:
+        with flags_of(program):
+            own = flags.FLAGS.get_key_flags_for_module(program)
+            by_module[program] = {"help", *(flag.name for flag in own)}
+    programs = {f"{program.__name__}.py": program for program in PROGRAMS}
+    return OTHERS | {name: by_module[program] for name, program in (programs | SCRIPTS).items()}
 
 
-def unknown_flags(text: str) -> list[str]:
+def unknown_flags(text: str, known_flags: dict[str, set[str]]) -> list[str]:
     """Each --flag in a text that the program before it lacks; without one, that all lack."""
-    by_program = flags_by_program()
-    anywhere = set().union(*by_program.values())
-    unknown = []
+    anywhere, unknown = set().union(*known_flags.values()), []
     for code in re.split(r"[`\n]", text):
         known = anywhere
         for word in re.split(r"[\s\"';(|]+", code):
-            program = word.removeprefix("./")
-            program = HANDS_ON.get(program, program)
-            if program in by_program:
-                known = by_program[program]
+            known = known_flags.get(word.removeprefix("./"), known)
             flag = re.match(r"--([a-z][\w-]*)", word)
             if flag and flag[1] not in known:
                 unknown.append(word)
@@ -82,33 +91,25 @@ def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 150
 
 
-def test_the_flag_table_is_what_the_programs_say():
-    command = [sys.executable, "-m", "support.flag_table"]
-    made = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert FLAGS.read_text() == made.stdout, "python -m support.flag_table > docs/flags.md"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_flags_and_links_of_a_page_exist(page):
-    assert not unknown_flags(page.read_text())
-    assert not broken_links(page)
+def test_flags_links_and_modules_of_a_page_exist(page, known_flags):
+    text = page.read_text()
+    assert not unknown_flags(text, known_flags) and not broken_links(page)
+    for module in re.findall(r"python -m ((?:recipes|support|training)\.\w+)", text):
+        assert (PROJECT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
 def test_readme_links_every_page():
     linked = re.findall(r"\]\(([^)\s]+\.md)\)", README.read_text())
-    assert {str(page.relative_to(PROJECT)) for page in PAGES} == {"README.md", *linked}
+    pages = {str(page.relative_to(PROJECT)) for page in PAGES}
+    assert pages - {"README.md", *linked} <= {"CONTRIBUTING.md"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_modules_that_a_page_runs_exist(page):
-    for module in re.findall(r"python -m ((?:recipes|support|training)\.\w+)", page.read_text()):
-        assert (PROJECT / f"{module.replace('.', '/')}.py").is_file(), module
-
-
-def test_a_wrong_flag_is_seen():
-    assert not unknown_flags("`--save_every`, `./train.sh --epochs=3`, `srun ./train.sh --seed=1`")
+def test_a_wrong_flag_is_seen(known_flags):
+    right = "`--save_every`, `./train.sh --epochs=3`, `srun ./train.sh --seed=1`"
+    assert not unknown_flags(right, known_flags)
     wrong = "`--save_evry`, `./train.sh --split=test`, `python bench.py --epochs`"
-    assert unknown_flags(wrong) == ["--save_evry", "--split=test", "--epochs"]
+    assert unknown_flags(wrong, known_flags) == ["--save_evry", "--split=test", "--epochs"]
 
 
 def test_a_broken_link_is_seen(tmp_path):
