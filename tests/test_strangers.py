@@ -1,6 +1,5 @@
-"""Runs that somebody else has made: they are read as they are, or refused in one line."""
+"""Untrusted runs are used or refused in one line, and write nothing outside their folder."""
 
-import copy
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ HUGE = {
 
 
 def hostile_configurations(config):
-    """Every value that the schema knows, replaced by odd ones, or left out; and some others."""
+    """Every value in the schema, replaced by odd ones or left out; and some others."""
     for part in ("flags", "data", "layers", "model"):
         yield config | {part: None}
         for name in getattr(schema, part.upper()):
@@ -38,31 +37,31 @@ def hostile_configurations(config):
             for value in ODD:
                 yield config | {part: config[part] | {name: value}}
     for name, value in HUGE.items():
-        changed = copy.deepcopy(config)
-        for part in changed.values():
-            if name in part:
-                part[name] = value
-        yield changed
-    yield config | {"model": config["model"] | {"__class__": "os.system"}}
-    yield config | {"model": config["model"] | {"architecture": ["identity"] * 100_000}}
-    yield config | {"model": config["model"] | {"architecture": ["pooling"] * 2}}
-    yield config | {"data": config["data"] | {"batch_size": 100_000, "seq_len": 100_000}}
+        yield {part: values | {name: value} if name in values else values
+               for part, values in config.items() if isinstance(values, dict)} | {
+                   "run_id": config["run_id"]}
+    model, data = config["model"], config["data"]
+    yield config | {"model": model | {"__class__": "os.system"}}
+    yield config | {"model": model | {"architecture": ["identity"] * 100_000}}
+    yield config | {"model": model | {"architecture": ["pooling"] * 2}}
+    yield config | {"data": data | {"batch_size": 100_000, "seq_len": 100_000}}
 
 
 def tree(folder: Path) -> dict:
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp_path):
-    """What is odd and harmless, such as another name of the corpus, may work."""
+def test_an_untrusted_configuration_is_used_or_refused_in_one_line(begun, tmp_path):
+    """The schema judges them all. Those that it accepts, and some others, are used."""
     config, refused, longest = files.read_json(begun / "config.json"), 0, 0
     generate_a_token = (generate, f"--run={begun}", "--prompt=a word", "--num_tokens=1")
     assert run_command(*generate_a_token).returncode == 0
     memory = timing.peak_mebibytes()
-    for number, hostile in enumerate(hostile_configurations(config)):
-        if hostile == config:
-            continue
-        files.write_json(begun / "config.json", hostile)
+    hostile = [each for each in hostile_configurations(config) if each != config]
+    faults = [schema.fault(each) for each in hostile]
+    used = [each for n, (each, fault) in enumerate(zip(hostile, faults)) if not fault or n % 9 == 0]
+    for each in used:
+        files.write_json(begun / "config.json", each)
         before, start = tree(tmp_path), time.monotonic()
         done = run_command(*generate_a_token)
         longest = max(longest, time.monotonic() - start)
@@ -71,11 +70,13 @@ def test_a_configuration_of_a_stranger_is_used_or_refused_in_one_line(begun, tmp
             assert one_line(done).startswith("error: ") and len(done.stderr) < 400
         assert tree(tmp_path) == before
     grown = timing.peak_mebibytes() - memory
-    print(f"{number + 1} runs, {refused} refused, {longest:.1f} s, {grown:.0f} MiB")
-    assert number > 200 and refused > number * 0.9 and longest < 10 and grown < 500
+    print(f"{len(hostile)} configurations, {len(used)} used, {refused} refused, {longest:.1f} s, "
+          f"{grown:.0f} MiB")
+    assert len(hostile) > 200 and sum(map(bool, faults)) > 0.8 * len(hostile)
+    assert refused > 0.5 * len(used) and longest < 10 and grown < 500
 
 
-def test_a_network_that_is_refused_leaves_nothing_to_initialize(begun):
+def test_a_refused_network_leaves_nothing_to_initialize(begun):
     config = files.read_json(begun / "config.json")
     config["model"]["d_ffn"] = 10**8  # gigabytes
     files.write_json(begun / "config.json", config)
@@ -87,7 +88,7 @@ def test_a_network_that_is_refused_leaves_nothing_to_initialize(begun):
     assert timing.peak_mebibytes() - before < 100
 
 
-def test_windows_as_long_as_those_of_the_papers_are_believed(search_run):
+def test_windows_as_long_as_those_of_the_papers_are_accepted(search_run):
     """Transformer-XL's largest, on enwik8: 64 rows, 768 tokens, as many of memory."""
     config = files.read_json(search_run / "config.json")
     config["data"] |= {"batch_size": 64, "seq_len": 768}
@@ -111,7 +112,7 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_line(part, name, begun):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", f"best/{{}}/{HASHES}"])
 @pytest.mark.parametrize("what", ["pipe", "device", "endless", "large", "deep", "digits", "folder"])
-def test_a_file_of_a_stranger_that_is_none(name, what, begun):
+def test_something_other_than_a_file_is_refused(name, what, begun):
     step = results_of(begun) and os.listdir(begun / "best")[0]
     path = begun / name.format(step)
     path.unlink()
@@ -139,15 +140,15 @@ def test_hashes_that_leave_a_file_out_are_no_hashes(hashes, begun):
     assert HASHES in one_line(done)
 
 
-@pytest.mark.parametrize("found", [7, None, "", "a" * 2000, ["a"]])
-def test_an_architecture_of_a_stranger(found, begun):
+@pytest.mark.parametrize("found", [7, None, "", "a" * 2000, ["a"], "a", "aaa", "ss"])
+def test_an_untrusted_architecture_is_refused(found, begun):
     results = files.read_json(begun / "results.json")
     files.write_json(begun / "results.json", results | {"architecture": found})
     with pytest.raises(files.InputError, match="results.json is no result"):
         TrainedRun(begun).architecture
 
 
-def test_what_a_run_is_written_with_does_not_leave_its_folder(begun, run_train, tmp_path):
+def test_writing_does_not_leave_the_folder_of_the_run(begun, run_train, tmp_path):
     target = tmp_path / "mine.txt"
     for name in ("search.gif", "search.gif.partial", "search.png"):
         target.write_text("mine")
@@ -180,25 +181,24 @@ def test_an_export_does_not_leave_the_folder_of_the_run(
     assert f"{name} is a symbolic link" in one_line(done) and tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["train/events.out.tfevents.9999999999", "training_log.log"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_should_be_a_file_and_is_none_blocks_nobody(
-        name, make, begun, run_train, monkeypatch):
-    (begun / name).unlink(missing_ok=True)
-    make(begun / name)
+def test_a_pipe_or_folder_in_place_of_a_file_blocks_nobody(make, begun, run_train):
+    events, log = begun / "train" / "events.out.tfevents.9999999999", begun / "training_log.log"
+    log.unlink()
+    make(events)
+    make(log)
     assert run_command(plot_search, f"--run={begun}").returncode == 0
-    if name.endswith(".log"):
-        with pytest.raises(files.InputError, match="training_log.log is not a regular file"):
-            run_train()
-    else:
+    with pytest.raises(files.InputError, match="training_log.log is not a regular file"):
         run_train()
-        assert (begun / "train" / f"set-aside-{Path(name).name}").exists()
+    shutil.rmtree(log) if log.is_dir() else log.unlink()
+    run_train()
+    assert (begun / "train" / f"set-aside-{events.name}").exists()
 
 
 @pytest.mark.parametrize("step, value", [
     ("scalars", tf.constant([1.0, 2.0])), ("scalars", tf.constant("one")),
     ("pi", tf.zeros([5, 3])), ("pi", tf.constant(1.0))])
-def test_curves_of_a_stranger_are_refused_in_one_line(step, value, begun):
+def test_untrusted_curves_are_refused_in_one_line(step, value, begun):
     log = EventLog(begun / "train", after=10**9, tell=print)
     tag = "loss" if step == "scalars" else "pi/all"
     log.record(1, summary_values(step, {tag: value}))
@@ -242,14 +242,6 @@ def test_a_part_of_another_network_is_refused_though_the_ids_are_alike(
         TrainedRun(target).network()
 
 
-def test_an_architecture_of_another_length_or_of_no_layers_is_no_result(begun):
-    results = files.read_json(begun / "results.json")
-    for found in ("a", "aaa", "ss"):
-        files.write_json(begun / "results.json", results | {"architecture": found})
-        with pytest.raises(files.InputError, match="results.json is no result"):
-            TrainedRun(begun).architecture
-
-
 def test_letters_and_kinds_of_a_configuration_must_agree(begun):
     config = files.read_json(begun / "config.json")
     config["flags"]["architecture"] = "ad"
@@ -272,7 +264,7 @@ def test_a_tokenizer_of_another_size_is_refused(begun, corpus_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["99999", "7"])
-def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(
+def test_a_renamed_checkpoint_is_not_used(
         name, begun, data_dir, run_train):
     *others, last = sorted(os.listdir(begun / "checkpoints"), key=int)
     for other in others:
@@ -287,7 +279,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "two\nlines", "x" * 9000])
-def test_names_of_files_that_are_none_are_refused_in_one_line(name, begun):
+def test_impossible_file_names_are_refused_in_one_line(name, begun):
     step = os.listdir(begun / "best")[0]
     path = begun / "best" / step / HASHES
     record = files.read_json(path)
@@ -304,7 +296,7 @@ def test_the_folder_of_runs_may_be_a_link(run_train, tmp_path):
     assert (tmp_path / "disk" / "supernet" / "results.json").is_file()
 
 
-def test_figures_do_not_replace_what_others_made(tmp_path):
+def test_figures_do_not_replace_files_of_others(tmp_path):
     target = tmp_path / "notes"
     for make in (lambda: target.write_text("mine"), lambda: target.write_text("{}"),
                  lambda: os.symlink("/dev/null", target), target.mkdir):
