@@ -81,10 +81,9 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
-def example(heading: str) -> str:
-    """The Python of a section of README."""
-    section = README.read_text().partition(f"## {heading}\n")[2]
-    return re.search(r"```python\n(.*?)```", section, re.S)[1]
+def examples(text: str) -> str:
+    """The Python of a page."""
+    return "".join(re.findall(r"```python\n(.*?)```", text, re.S))
 
 
 def test_readme_is_short():
@@ -122,29 +121,27 @@ def test_a_broken_link_is_seen(tmp_path):
     assert broken_links(page) == ["missing.md", "other.md#no-times", "missing.png", "#there"]
 
 
-def test_the_page_about_python_runs(begun, saved_model, tmp_path, monkeypatch, capsys):
-    """In one Python, as a reader would go through it; what export.py has written is there."""
-    monkeypatch.chdir(tmp_path)
-    before, away = (PROJECT / "docs" / "python.md").read_text().split("## SavedModel")
+def test_the_page_about_python_runs(begun, saved_model):
+    """In one Python, as a reader would. The SavedModel is that of export.py."""
+    page, away = (PROJECT / "docs" / "python.md").read_text().split("## SavedModel")
     names = {}
-    exec("".join(re.findall(r"```python\n(.*?)```", before, re.S)), names)
+    exec(examples(page), names)
     assert names["weights"].shape[:2] == (2, 2) and len(names["tokens"]) == names["queries"]
     assert names["log_prob"].shape == (len(names["ids"]), VOCAB_SIZE)
     shutil.copytree(saved_model, "logs/supernet/saved_model")
-    exec(re.search(r"```python\n(.*?)```", away, re.S)[1], names)
+    exec(examples(away), names)
     assert np.all(names["bits_per_byte"] > 0) and len(names["texts"]) == 2
 
 
-def test_the_library_example_runs(data_dir, search_run, tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "data" / "tfrecords").symlink_to(data_dir)
-    (tmp_path / "logs" / "quick").symlink_to(search_run)
-    monkeypatch.chdir(tmp_path)
+def test_the_library_example_runs(data_dir, search_run, tmp_path):
+    for link, target in [("data/tfrecords", data_dir), ("logs/quick", search_run)]:
+        (tmp_path / link).parent.mkdir()
+        (tmp_path / link).symlink_to(target)
     names = {}
-    exec(example("As a library"), names)
+    section, = re.findall(r"^## As a library\n(.*?)^## ", README.read_text(), re.M | re.S)
+    exec(examples(section), names)
     assert len(names["log_prob"]) == len(names["tokens"]) and max(names["log_prob"][1:]) < 0
     trainer = names["trainer"]
     assert trainer.step == 100 and trainer.evaluate("valid")["perplexity"] < VOCAB_SIZE
-    again = names["run"].log_prob("The king was dead.")[1]  # the trainer took nothing from the run
+    again = names["run"].log_prob("The king was dead.")[1]  # the trainer did not change the run
     assert np.array_equal(again, names["log_prob"], equal_nan=True)

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused in one line, before anything is written."""
+"""Impossible trainings are refused in one line, before anything is written."""
 
 import copy
 import shutil

@@ -106,15 +106,6 @@ def test_from_text_to_results_and_nothing_else_is_written(project, tmp_path):
     assert {path: after.get(path) for path in before} == before
 
 
-def test_the_scripts_work_from_another_folder_and_end_as_their_program(project, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    write_corpus(elsewhere / "mine")
-    made = run(elsewhere, project / "make_data.sh", "--input_dir=mine", *TINY)
-    assert made.returncode == 0, made.stderr
-    assert (elsewhere / "data" / "tfrecords" / "metadata.json").exists()
-    assert "run ./make_data.sh first" in one_line(run(project, "./train.sh"))
-
-
 RECORD = """#!/usr/bin/env bash
 if [[ ${{1-}} == *.py && $1 != *missing_packages.py ]]; then
   printf '%s\\0' "$@" >>{record}
@@ -257,24 +248,14 @@ def test_a_clone_on_windows_has_the_line_ends_of_bash(tmp_path):
     assert texts and not [path for path in texts if b"\r" in path.read_bytes()]
 
 
-def test_mistakes_end_in_one_line(offline, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("empty.txt").write_text("")
-    Path("file").write_text("")
-    Path("latin.txt").write_bytes(b"one\ncaf\xe9\n" * 99)
-    Path("short.txt").write_text("abcd abcd " * 20)
-    write_corpus(Path("mine"))
+def test_mistakes_end_in_one_line(offline, tmp_path):
+    write_corpus(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
     for given, message in [
-        (["--input_text=missing.txt"], "missing.txt is missing"),
-        (["--input_text=empty.txt"], "empty.txt is empty"),
-        (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
+        (["--input_dir=mine", "--input_text=file"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
         (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
-        (["--input_text=latin.txt"], "latin.txt is not UTF-8: line 2"),
-        (["--input_text=short.txt", "--vocab_size=266"], "train part of short.txt is too short"),
         (["--corpus=wikitext-2"], "cannot download wikitext-2"),
-        (["--batch_size=0"], "batch_size"),
-        (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),
     ]:
         assert message in one_line(run_command(data_utils, *given))
 

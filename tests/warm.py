@@ -20,19 +20,9 @@ import sys
 PYTHON = [sys.executable, "-IS", os.path.abspath(__file__)]  # in place of [sys.executable]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGES = (
-    "tensorflow",
-    "tensorflow_text",
-    "keras",
-    "sentencepiece",
-    "google.protobuf.descriptor_pb2",
-    "absl.app",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "PIL.Image",
-    "tensorboard.backend.event_processing.event_accumulator",
-)
-
-
+    "tensorflow", "tensorflow_text", "keras", "sentencepiece", "google.protobuf.descriptor_pb2",
+    "absl.app", "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image",
+    "tensorboard.backend.event_processing.event_accumulator")
 SCRIPT = """#!/usr/bin/env bash
 if [[ ${{1-}} == *.py ]]; then exec {python} -IS {warm} "$@"; fi
 exec {python} "$@"
