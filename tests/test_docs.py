@@ -81,6 +81,11 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
+def example(heading: str) -> str:
+    """The Python of a section of README."""
+    return examples(README.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0])
+
+
 def examples(text: str) -> str:
     """The Python of a page."""
     return "".join(re.findall(r"```python\n(.*?)```", text, re.S))
@@ -138,8 +143,7 @@ def test_the_library_example_runs(data_dir, search_run, tmp_path):
         (tmp_path / link).parent.mkdir()
         (tmp_path / link).symlink_to(target)
     names = {}
-    section, = re.findall(r"^## As a library\n(.*?)^## ", README.read_text(), re.M | re.S)
-    exec(examples(section), names)
+    exec(example("As a library"), names)
     assert len(names["log_prob"]) == len(names["tokens"]) and max(names["log_prob"][1:]) < 0
     trainer = names["trainer"]
     assert trainer.step == 100 and trainer.evaluate("valid")["perplexity"] < VOCAB_SIZE
