@@ -321,7 +321,7 @@ def group(title: str):
     """The flags that are defined in this block belong together."""
     before = set(flags.FLAGS)
     yield
-    GROUPS[title] = [name for name in flags.FLAGS if name not in before]
+    GROUPS.setdefault(title, []).extend(name for name in flags.FLAGS if name not in before)
 
 
 def define_path(name: str, default: str | None, help: str, **settings):
