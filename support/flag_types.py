@@ -17,7 +17,7 @@ def group(title: str) -> Iterator[None]:
     """Groups the flags that the block defines under a title."""
     before = set(flags.FLAGS)
     yield
-    GROUPS[title] = [name for name in flags.FLAGS if name not in before]
+    GROUPS.setdefault(title, []).extend(name for name in flags.FLAGS if name not in before)
 
 
 def define_path(name: str, default: str | None, help: str, **settings):

@@ -76,6 +76,11 @@ def events_of(folder: Path) -> tuple[dict, dict]:
     for path in sorted(folder.glob("events*")):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
+            if event.HasField("session_log"):  # TensorBoard drops what a resumed run repeats
+                scalars = {tag: {step: value for step, value in by_step.items()
+                                 if step < event.step} for tag, by_step in scalars.items()}
+                others = {tag: [step for step in steps if step < event.step]
+                          for tag, steps in others.items()}
             for value in event.summary.value:
                 content = tf.make_ndarray(value.tensor)
                 if content.shape == () and value.metadata.plugin_data.plugin_name == "scalars":

@@ -111,7 +111,7 @@ def losses(folder):
     return [
         value
         for _, value in sorted(
-            chaos.events_of(folder / "logs" / "run" / "train")[0]["loss"].items()
+            chaos.events_of(folder / "logs" / "run" / "train")[0]["metrics/loss"].items()
         )
     ]
 

@@ -47,7 +47,7 @@ def test_a_search_weighs_it(run_train, monkeypatch):
 
 def test_a_fixed_network_has_it_and_carries_its_memory(run_train):
     folder = run_train(architecture="ca", max_steps=40, log_every=10, fresh=True)
-    losses = events_of(folder / "train")[0]["loss"]
+    losses = events_of(folder / "train")[0]["metrics/loss"]
     assert results_of(folder)["architecture"] == "ca" and losses[40] < losses[10]
     net = PARTransformerXL(30, ["convolution", "identity"], d_model=8, num_heads=2, mem_len=4)
     tokens = tf.constant(np.random.default_rng(0).integers(4, 30, [2, 8]), tf.int32)

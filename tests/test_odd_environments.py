@@ -193,12 +193,13 @@ def test_events_of_a_clock_that_was_ahead_come_first(data_dir, tmp_path):
     events.rename(events.with_name(events.name.replace("tfevents.0", "tfevents.9")))
     train_in(tmp_path, max_steps=8, **train)
     names = sorted(folder.glob("train/events*"))  # TensorBoard reads them in this order
-    assert len(names) == 2 and sorted(events_of(folder / "train")[0]["loss"]) == [2, 4, 6, 8]
+    losses = events_of(folder / "train")[0]["metrics/loss"]
+    assert len(names) == 2 and sorted(losses) == [2, 4, 6, 8]
     steps = []
     for number, name in enumerate(names):
         (tmp_path / str(number)).mkdir()
         shutil.copy(name, tmp_path / str(number))
-        steps += sorted(events_of(tmp_path / str(number))[0]["loss"])
+        steps += sorted(events_of(tmp_path / str(number))[0]["metrics/loss"])
     assert steps == [2, 4, 6, 8]
 
 

@@ -24,7 +24,7 @@ import plot_search
 import train
 from support import pydocs
 from training import costs
-from training.settings import settings_of_flags
+from training.settings import settings_of
 from training.trainer import build_network
 
 OFFLINE = {
@@ -353,7 +353,7 @@ def test_a_recipe_describes_the_network_that_it_promises(
         flags.FLAGS(
             ["train.py", *[flag for flag in of_the_training if not flag.startswith("--data_dir")]]
         )
-        settings = settings_of_flags(train.architecture())
+        settings = settings_of(flags.FLAGS.flag_values_dict(), train.architecture())
         model = build_network(settings, vocab_size, static_shapes=False)
     block = 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
     # Every row is D wide: no tail has a projection, and a tied table is the embedding.
