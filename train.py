@@ -86,6 +86,7 @@ with cli.quiet():  # TensorFlow greets where it is loaded: after --help, which d
     import data_utils
     from layers import KINDS, as_letters, from_letters, letters
     from support import devices
+    from support.versions import versions
     from training.recording import NullRun, Run, configuration, fingerprint, has_begun
     from training.scoring import exp
     from training.trained_run import TrainedRun, take_weights
@@ -117,7 +118,7 @@ def main(_):
         if trainer.step > trainer.last_step:
             raise InputError(
                 f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
-        run.describe(config, trainer.model, device, data_utils.versions())
+        run.describe(config, trainer.model, device, versions())
         tell_what_to_know(trainer, run)
         valid = None
         with saved_when_interrupted(trainer, run) as handle_signals:
@@ -206,7 +207,7 @@ def results(trainer: Trainer, scores: dict, config: dict, device: str) -> dict:
         "train_seconds": float(totals.seconds),
         "tokens_per_second": float(totals.targets) / seconds, **scores, "pi": model.pi().tolist(),
         "architecture": as_letters(model.most_likely()), "parameters": model.count_params(),
-        "versions": data_utils.versions(), "device": device, "flags": config["flags"],
+        "versions": versions(), "device": device, "flags": config["flags"],
     }
 
 
