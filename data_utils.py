@@ -77,7 +77,6 @@ class Stream:
     def __init__(self, path: Path, text: Text, tokenizer: Tokenizer, add_eos: bool):
         self._path, self._length = path, 0
         self.words, self.unknown_characters, self.bytes = 0, 0, 0
-        is_long = text.size > 10 * BLOCK_BYTES
         with open(path, "wb") as file:
             for ids, words, unknown, num_bytes in token_blocks(text, tokenizer, add_eos):
                 with files.named(path):
@@ -87,10 +86,8 @@ class Stream:
                 self.words += int(words)
                 self.unknown_characters += int(unknown)
                 self.bytes += int(num_bytes)
-                if is_long:
-                    console.redraw(f"{text.name}: {self._length:,} tokens")
-        if is_long:
-            console.redraw("\n")
+                console.redraw(f"{text.name}: {self._length:,} tokens")
+        console.redraw("\n")
         if not self.words:
             raise InputError(f"{text.name} is empty")
 

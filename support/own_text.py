@@ -107,12 +107,11 @@ def _texts_of(folder: Path, splits: dict[str, list[str]]) -> dict[str, Text]:
 
 
 def _left_out(others: list[str]) -> str:
-    """How many files are left out, with an example: a `.txt` file if there is one."""
+    """How many files are left out, with an example."""
     if not others:
         return "nothing left out"
-    example = min(
-        others, key=lambda name: (not _is_text(PurePath(name).name), _natural_order(name)))
-    return f"{len(others)} other file(s) or folder(s) left out, such as {printable(example)}"
+    example = printable(min(others))
+    return f"{len(others)} other file(s) or folder(s) left out, such as {example}"
 
 
 def _is_text(name: str) -> bool:
@@ -154,7 +153,7 @@ def _files_within(folder: Path) -> tuple[list[str], list[str]]:
         for name in names:
             is_text = _is_text(name) and Path(path, name).is_file()
             (texts if is_text else others).append(str(inside / name))
-    return sorted(texts, key=_natural_order), sorted(others, key=_natural_order)
+    return sorted(texts, key=_natural_order), others
 
 
 def _refuse(error: OSError):

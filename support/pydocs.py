@@ -5,7 +5,6 @@ Every machine that runs this project has it. It is about as large as WikiText-2.
 
 import ast
 import importlib.util
-import inspect
 import sysconfig
 from pathlib import Path
 from typing import Iterator
@@ -29,15 +28,14 @@ def make(folder: Path) -> Corpus:
 
 
 def _documents() -> Iterator[str]:
-    """The docstrings of one source file after another, and the topics of Python's help()."""
+    """The docstrings of one source file after another."""
     seen = set()
     for path in _source_files():
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, parser tests
             continue
-        texts = _topics(tree) if path.parent.name == "pydoc_data" else _docstrings(tree)
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in seen]
+        new = [text for text in dict.fromkeys(_docstrings(tree)) if text and text not in seen]
         seen.update(new)
         if new:
             yield "\n".join(new) + "\n"
@@ -59,11 +57,3 @@ def _docstrings(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node) or ""
-
-
-def _topics(tree: ast.AST) -> Iterator[str]:
-    """The values of the dictionary in pydoc_data/topics.py."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            texts = [value.value for value in node.values if isinstance(value, ast.Constant)]
-            yield from map(inspect.cleandoc, texts)

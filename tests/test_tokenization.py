@@ -264,7 +264,7 @@ def test_unknown_characters_are_counted(corpus_dir, tmp_path, capsys):
         content = (corpus_dir / f"{split}.txt").read_text()
         (folder / f"{split}.txt").write_text(content + ("☃☃\n" if split == "test" else ""))
     make_data(folder, tmp_path / "data", path)
-    said = [line for line in capsys.readouterr().out.splitlines() if "unknown" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "unknown to" in line]
     assert len(said) == 1 and re.match("test: .* tokens, 2 characters unknown to the tok", said[0])
 
 
