@@ -230,9 +230,8 @@ class Tokenizer:
         if self.has_bytes:
             ids, unknown = self.sentencepiece.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
-            tokenized = self.sentencepiece.tokenize_with_offsets(lines)
-            ids, starts, ends = tokenized  # [L, ragged], of bytes
-            unknown = tf.reduce_sum(_lengths(lines, ids == UNK, starts, ends))
+            ids, *offsets = self.sentencepiece.tokenize_with_offsets(lines)  # [L, ragged]
+            unknown = _unknown_characters(lines, ids, *offsets)
         if add_eos:  # not after the last line, which has no line end
             ends = tf.fill([tf.size(lines) - 1, 1], EOS)  # [L - 1, 1]
             ids = tf.concat([tf.concat([ids[:-1], ends], axis=1), ids[-1:]], axis=0)  # [L, ragged]
@@ -328,14 +327,14 @@ def _piece_bytes(piece) -> bytes:
     return b"" if piece.type == model_proto.CONTROL else piece.piece.encode()
 
 
-def _lengths(lines, chosen, starts, ends):
-    """The number of characters of each chosen token in lines [L].
+def _unknown_characters(lines, ids, starts, ends):
+    """The number of characters of the unknown tokens in lines [L].
 
-    `chosen` and the byte offsets of tokens are ragged, [L, tokens].
+    `ids` and the byte offsets of tokens are ragged, [L, tokens].
     """
     tf = cli.tensorflow()
-    line = tf.gather(lines, tf.boolean_mask(chosen.value_rowids(), chosen.flat_values))
-    start = tf.boolean_mask(starts.flat_values, chosen.flat_values)
-    end = tf.boolean_mask(ends.flat_values, chosen.flat_values)
-    token = tf.strings.substr(line, start, end - start)
-    return tf.strings.length(tf.strings.strip(token), "UTF8_CHAR")
+    unknown = ids.flat_values == UNK  # [tokens]
+    line = tf.gather(lines, ids.value_rowids()[unknown])
+    start, end = starts.flat_values[unknown], ends.flat_values[unknown]
+    token = tf.strings.strip(tf.strings.substr(line, start, end - start))
+    return tf.reduce_sum(tf.strings.length(token, "UTF8_CHAR"))
