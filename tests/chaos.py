@@ -31,7 +31,7 @@ from conftest import PROJECT, write_corpus
 
 import data_utils
 
-DATA_FLAGS = ["--input_dir=corpus", *tiny.as_flags(**tiny.DATA, shards=2)]
+DATA_FLAGS = ["--input_dir=corpus", *tiny.as_flags(**tiny.DATA)]
 OF_A_RUN = dict(data_dir="data", model_name="run", num_layers=1, dropout_rate=0.2, save_every=40)
 TRAIN_FLAGS = tiny.as_flags(**tiny.NETWORK | tiny.TRAINING | OF_A_RUN)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -270,7 +270,7 @@ def test_an_export_replaces_another_and_nothing_else(begun, saved_model, tmp_pat
     (tmp_path / "mine" / "notes").write_text("mine")
     given = f"--run={begun}"
     done = run_command(export, given, f"--output_dir={tmp_path / 'mine'}")
-    assert "holds files that were not made here (notes)" in one_line(done)
+    assert "contains files that this program did not write (notes)" in one_line(done)
     assert (tmp_path / "mine" / "notes").read_text() == "mine"
     shutil.copytree(saved_model, begun / "saved_model")
     done = run_command(export, given, "--half")

@@ -137,8 +137,8 @@ def test_data_that_are_made_anew_while_a_run_goes_on_stop_it(
     data = shutil.copytree(data_dir, tmp_path / "data")
     other = write_corpus(tmp_path / "other")
     (other / "train.txt").write_text((other / "train.txt").read_text()[::-1])
-    when_called(monkeypatch, *place, lambda: make_data(other, data, **{"shards": 2} | changes))
-    with pytest.raises(InputError, match="data has been made anew while it was in use: stopped"):
+    when_called(monkeypatch, *place, lambda: make_data(other, data, **changes))
+    with pytest.raises(InputError, match="data was replaced while it was in use: stopped"):
         run_train(data_dir=str(data), save_every="50")
     assert Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps() == kept
 
