@@ -117,19 +117,6 @@ def _checksum(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_own(path: Path):
-    """Raises InputError where `write_json` would replace what it has not written.
-
-    An empty file, as mktemp makes it, is nobody's loss.
-    """
-    if path.is_symlink() or path.exists() and not _is_empty_file(path):
-        try:
-            read_json(path)
-        except (OSError, InputError):
-            raise InputError(f"{path} is there, and was not made by this program: "
-                             "choose another file") from None
-
-
 def refuse_links(folder: Path):
     """Raises InputError if a link in a folder would lead what is written there out of it."""
     for parent, folders, names in os.walk(folder):
@@ -143,10 +130,6 @@ def check_no_pattern(path: Path):
     if found := set(str(path)) & set("*?[]\\"):
         raise InputError(f"{path} cannot be used: TensorFlow reads {min(found)} as part of a "
                          "pattern; rename the folder")
-
-
-def _is_empty_file(path: Path) -> bool:
-    return path.is_file() and not path.stat().st_size
 
 
 def sync(path: Path):
