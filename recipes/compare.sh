@@ -20,7 +20,7 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-home=~ first_seed=${seeds%% *} trained= # ~ is known without HOME too
+home=~ first_seed=${seeds%% *} trained= searches= # ~ is known without HOME too
 case $logs in
   "~" | "~/"*) logs=$home${logs#\~} ;;
   "~"*) fail "--logs_dir=$logs: write the path without ~" ;;
@@ -63,6 +63,7 @@ for price in 0 $prices; do
   name=search_${price}_$first_seed
   train "$name" $search --latency_weight="$price" --seed="$first_seed" "$@"
   echo "$name found $(found "$name")"
+  searches+=${searches:+,}$logs/compare_$name
   networks+=" $(found "$name")"
 done
 for seed in $seeds; do
@@ -74,4 +75,4 @@ for seed in $seeds; do
   done
 done
 "$PYTHON" "$project/evaluate.py" --run="$trained" >/dev/null
-exec "$PYTHON" "$project/plot_search.py" --compare="$trained"
+exec "$PYTHON" "$project/plot_search.py" --compare="$trained" --searches="$searches"

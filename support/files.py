@@ -116,15 +116,6 @@ def _checksum(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_own(path: Path):
-    """Raises InputError if a file was not written by `write_json`, unless it is empty."""
-    if path.is_symlink() or path.exists() and path.stat().st_size:
-        try:
-            read_json(path)
-        except (OSError, InputError):
-            raise InputError(f"{path} was not made by this program: choose another file") from None
-
-
 def refuse_links(folder: Path):
     """Raises InputError if a folder contains a symbolic link: writing could leave the folder."""
     for parent, folders, names in os.walk(folder):

@@ -12,7 +12,6 @@ from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of
 
-import bench
 import choose
 import cutoffs
 import data_utils
@@ -104,11 +103,10 @@ def test_what_is_no_flag_and_no_number_is_refused_before_the_command_begins(argu
         (data_utils, ["input_text", "input_dir", "sp_model_prefix", "output_dir"]),
         (evaluate, ["run", "text", "data_dir"]),
         (generate, ["run"]),
-        (plot_search, ["run", "compare"]),
+        (plot_search, ["run", "compare", "searches"]),
         (choose, ["run", "data_dir"]),
         (cutoffs, ["counts_file"]),
         (train, ["data_dir", "architecture", "init_from", "logs_dir"]),
-        (bench, ["json"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -1,37 +1,40 @@
 """README and docs: short, linked, about flags that exist, with examples that run."""
 
+import functools
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from conftest import PROJECT, VOCAB_SIZE
 
-README, FLAGS = PROJECT / "README.md", PROJECT / "docs" / "flags.md"
+README = PROJECT / "README.md"
 PAGES = [README, PROJECT / "data" / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 RECIPES = [f"recipes/{path.name}" for path in (PROJECT / "recipes").glob("*.sh")]
 HANDS_ON = dict.fromkeys(["train.sh", *RECIPES], "train.py") | {"make_data.sh": "data_utils.py"}
-NOT_OURS = {  # flags of programs that docs/flags.md leaves out, as far as the pages name them
+COMMANDS = [f"{name}.py" for name in (
+    "data_utils", "train", "evaluate", "generate", "choose", "plot_search", "export", "cutoffs",
+    "bench")]
+NOT_OURS = {  # flags of other programs, if the pages name them
     "tensorboard": {"logdir"},
     "sbatch": {"nodes", "gres", "signal", "requeue"},
     "srun": {"ntasks-per-node"},
     "tests/chaos.py": {"kills"},
     "saved_model_cli": {"dir", "all"},
-    "recipes.compare_outputs": {"output"},
 }
 
 
+@functools.cache
 def flags_by_program() -> dict[str, set[str]]:
-    """The flags of each program, of ours as docs/flags.md lists them."""
-    _, *sections = re.split(r"^## ", FLAGS.read_text(), flags=re.M)
+    """The flags of each program; of our commands, those listed by --help."""
     by_program = dict(NOT_OURS)
-    for section in sections:
-        command = section.splitlines()[0].removeprefix("./").removeprefix("python ")
-        names = re.findall(r"^\| `--(\w+)`", section, re.M)
-        by_program[HANDS_ON.get(command, command)] = {"help", *names}
+    for command in COMMANDS:
+        helped = subprocess.run([*warm.PYTHON, PROJECT / command, "--help"], capture_output=True,
+                                text=True, check=True)
+        by_program[command] = {"help", *re.findall(r"^  --(\w+)", helped.stdout, re.M)}
     return by_program
 
 
@@ -80,12 +83,6 @@ def example(heading: str) -> str:
 
 def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 150
-
-
-def test_the_flag_table_is_what_the_programs_say():
-    command = [sys.executable, "-m", "support.flag_table"]
-    made = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert FLAGS.read_text() == made.stdout, "python -m support.flag_table > docs/flags.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))

@@ -41,13 +41,6 @@ def run(*command, cwd, **settings):
     return subprocess.run(command, cwd=cwd, env=os.environ | variables, text=True, **settings)
 
 
-def test_help_draws_nothing(tmp_path):
-    done = run(sys.executable, "-m", "support.pictures", "--help", cwd=tmp_path,
-               env={"PYTHONPATH": str(PROJECT)})
-    assert done.returncode == 0 and "docs/block.png" not in done.stderr
-    assert done.stdout.startswith("What this project draws") and not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_soon_there_without_tensorflow(command, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was loaded')")
