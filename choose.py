@@ -1,11 +1,11 @@
-"""Chooses a network from a search: scores all that it contains, names the best within a budget.
+"""Scores every subnetwork of a search, and names the best one within a budget.
 
     python choose.py --run=logs/supernet --budget_ms=12
 
-No network is trained: each has the weights of the search. What each costs is the sum of what its
-layers cost, measured here.
+Nothing is trained: each subnetwork uses the weights of the search. Its cost is the sum over its
+layers, whose times are measured on this machine.
 
-B batch, T sequence length, D model width, V vocabulary, N networks.
+B batch, T sequence length, D model width, V vocabulary, N subnetworks.
 """
 
 from pathlib import Path
@@ -15,22 +15,21 @@ from absl import flags
 
 from support import cli
 from support.cli import InputError
+from training import run_flags
 
 MOST_CHOICES = 5000
-MOST_NUMBERS = 1 << 26  # of all networks' hidden vectors at once
+MOST_NUMBERS = 1 << 26  # in the hidden vectors of all subnetworks that are computed at once
 
 
 def define_flags():
-    cli.define_path("run", None, "the folder of a search", required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, "
-                        "or the step of one that is there")
-    flags.DEFINE_float("budget_ms", None, "the most milliseconds that the layers may take for a "
-                       "window, forward", lower_bound=0)
-    flags.DEFINE_float("budget_mflops", None, "the most FLOPs per token, in millions",
-                       lower_bound=0)
-    flags.DEFINE_integer("num_windows", 40, "how many windows of the validation split to score",
+    run_flags.define_run("the folder of a search")
+    run_flags.define_checkpoint()
+    flags.DEFINE_float("budget_ms", None, "the most milliseconds that the layers may take for the "
+                       "forward pass of a window", lower_bound=0)
+    flags.DEFINE_float("budget_mflops", None, "the most million FLOPs per token", lower_bound=0)
+    flags.DEFINE_integer("num_windows", 40, "windows of the validation split to score",
                          lower_bound=1)
-    cli.define_path("data_dir", None, "where the data are (default: where they were in training)")
+    run_flags.define_data_dir()
 
 
 cli.begin(__name__, define_flags)
@@ -46,17 +45,17 @@ with cli.quiet():
 
 
 def scored_choices(run: TrainedRun, num_windows: int, data_dir: Path | None) -> dict:
-    """What there is to report: on what the networks of a search were scored, and each of them.
+    """The report: how the subnetworks were scored, and the loss and cost of each.
 
     Raises:
-      InputError: there is no search, or it contains too many networks, or the data are others.
+      InputError: the run is not a search, has too many subnetworks, or its data cannot be read.
     """
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     data_dir, metadata = run.find_data(data_dir)
     model, step = run.search()
     N = num_architectures(model)
     if N > MOST_CHOICES:
-        raise InputError(f"{run.folder} contains {N:,} networks: at most {MOST_CHOICES:,} "
+        raise InputError(f"{run.folder} contains {N:,} subnetworks: at most {MOST_CHOICES:,} "
                          "can be scored")
     B, T, D = metadata["batch_size"], metadata["seq_len"], model.sizes.d_model
     rows_at_once = min(B, max(1, MOST_NUMBERS // (N * T * D)))
@@ -86,26 +85,25 @@ def scored_choices(run: TrainedRun, num_windows: int, data_dir: Path | None) -> 
 
 
 def best_within(choices: list[dict], most_ms: float, most_flops: float) -> dict:
-    """The choice with the lowest loss that costs at most so much.
+    """The choice of lowest loss within a budget.
 
     Raises:
-      InputError: there is none.
+      InputError: every choice costs more.
     """
     within = [choice for choice in choices if choice["ms_per_window"] <= most_ms
               and choice["flops_per_token"] <= most_flops]
     if not within:
         milliseconds = min(choice["ms_per_window"] for choice in choices)
         flops = min(choice["flops_per_token"] for choice in choices)
-        raise InputError(f"no network is within the budget: the least are {milliseconds:.2f} ms "
-                         f"and {flops / 1e6:.3f} million FLOPs")
+        raise InputError(f"no subnetwork is within the budget: the lowest costs are "
+                         f"{milliseconds:.2f} ms and {flops / 1e6:.3f} MFLOPs")
     return min(within, key=lambda choice: choice["loss"])
 
 
 def front_of(choices: list[dict], cost: str) -> list[dict]:
-    """The choices that no other beats in both loss and cost, by rising cost."""
-    cost_of_each = np.array([choice[cost] for choice in choices])
-    losses = np.array([choice["loss"] for choice in choices])
-    return [choices[number] for number in pictures.front(cost_of_each, losses)]
+    """The choices on the Pareto front of loss and a cost, by rising cost."""
+    columns = [np.array([choice[name] for choice in choices]) for name in (cost, "loss")]
+    return [choices[number] for number in pictures.front(*columns)]
 
 
 def line(choice: dict) -> str:
@@ -114,24 +112,23 @@ def line(choice: dict) -> str:
 
 
 def choices_figure(report: dict):
-    """The figure of loss over time and over FLOPs, a point for each choice.
-
-    Those that are on a front are black, with their letters.
-    """
-    choices, on_front = report["choices"], set()
-    for cost in ("ms_per_window", "flops_per_token"):
-        on_front |= {choice["architecture"] for choice in front_of(choices, cost)}
-    black = [choice["architecture"] in on_front for choice in choices]
-    names = [choice["architecture"] if named else "" for choice, named in zip(choices, black)]
+    """The figure of loss over time and over FLOPs. Choices on a front are black and named."""
+    choices = report["choices"]
+    on_front = {choice["architecture"] for cost in ("ms_per_window", "flops_per_token")
+                for choice in front_of(choices, cost)}
+    names = [choice["architecture"] for choice in choices]
+    grey = np.array([name not in on_front for name in names])
     columns = {name: np.array([choice[name] for choice in choices])
                for name in ("loss", "ms_per_window", "flops_per_token")}
     return pictures.trade_off_figure(
-        names, ~np.array(black), ("on a front", "others"), columns["loss"],
-        {"ms per window, of the layers": columns["ms_per_window"],
-         "FLOPs per token": columns["flops_per_token"]},
+        ["" if is_grey else name for name, is_grey in zip(names, grey)],
+        {"on a front": (~grey, pictures.BLACK), "other subnetworks": (grey, pictures.GREY)},
+        columns["loss"],
+        {"ms per window, layers only": columns["ms_per_window"],
+         "MFLOPs per token": columns["flops_per_token"] / 1e6},
         "loss, nats per token",
-        f"the networks within {Path(report['run']).name}, step {report['step']:,}, "
-        f"with its weights; {report['text']}")
+        f"subnetworks of {Path(report['run']).name} at step {report['step']:,}, with its weights; "
+        f"{report['text']}")
 
 
 def main(_):
@@ -140,7 +137,7 @@ def main(_):
     data_dir = FLAGS.data_dir and Path(FLAGS.data_dir)
     report = scored_choices(run, FLAGS.num_windows, data_dir)
     choices = report["choices"]
-    print(f"{len(choices)} networks; those that no other beats in time:")
+    print(f"{len(choices)} subnetworks; the Pareto front of loss and time:")
     for choice in front_of(choices, "ms_per_window"):
         print(line(choice))
     path = run.folder / f"choices_step{report['step']}.json"
@@ -152,7 +149,8 @@ def main(_):
         most_mflops = np.inf if FLAGS.budget_mflops is None else FLAGS.budget_mflops
         best = best_within(choices, most_ms, 1e6 * most_mflops)
         name = best["architecture"]
-        print(f"within the budget:\n{line(best)}\nto train it from the search's best weights:\n"
+        print(f"best within the budget:\n{line(best)}\n"
+              f"to train it from the best weights of the search:\n"
               f"./train.sh --model_name={run.folder.name}_{name} --architecture={name} "
               f"--init_from={run.folder}")
 

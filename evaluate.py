@@ -1,4 +1,4 @@
-"""Reports the loss, the cost and the speed of trained networks on a split of the data or a text.
+"""Reports loss, cost and speed of trained networks on a split of the data or on a text.
 
     python evaluate.py --run=logs/supernet --split=test
     python evaluate.py --run=logs/a,logs/b --text=book.txt
@@ -13,50 +13,48 @@ from absl import flags
 
 from support import cli
 from support.cli import InputError
+from training import run_flags
 
 
 def define_flags():
-    cli.define_paths("run", None, "the folder of a run, or several for columns side by side",
-                     required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, "
-                        "or the step of one that is there")
-    flags.DEFINE_string(
-        "architecture", None, "of a search a letter for each block, to score only this layer of "
-        "it, with the weights that it has in the search; found for the likeliest at this "
-        "checkpoint (default: the mixture, as it was trained)")
-    flags.DEFINE_enum("split", "valid", ["valid", "test", "train"], "of the data")
-    cli.define_path("text", None, "a UTF-8 file to score instead")
-    cli.define_path("data_dir", None, "where the data are (default: where they were in training)")
-    flags.DEFINE_integer("mem_len", None, "M, memory length (default: as in training); "
-                         "a longer one usually helps", lower_bound=0)
-    flags.DEFINE_integer("seq_len", None, "T, tokens of a row of a window "
+    cli.define_paths("run", None, "the folder of a run, or several to compare", required=True)
+    run_flags.define_checkpoint()
+    run_flags.define_subnetwork()
+    flags.DEFINE_enum("split", "valid", ["valid", "test", "train"], "the split to score")
+    cli.define_path("text", None, "a UTF-8 file to score instead of a split")
+    run_flags.define_data_dir()
+    flags.DEFINE_integer("mem_len", None, "M, memory length; a longer one usually helps "
+                         "(default: as in training)", lower_bound=0)
+    flags.DEFINE_integer("seq_len", None, "T, tokens per row and window "
                          "(default: as in training)", lower_bound=1)
-    flags.DEFINE_integer("batch_size", None, "rows side by side (default: as in training); "
-                         "changes no score", lower_bound=1)
+    flags.DEFINE_integer("batch_size", None, "rows scored side by side; does not change the score "
+                         "(default: as in training)", lower_bound=1)
 
 
 cli.begin(__name__, define_flags)
 
 with cli.quiet():
     import data_utils
-    from layers import as_letters
+    from layers import as_letters, without_identity
     from support import corpora, devices, files
     from support.tokenization import Tokenizer
     from training import costs
     from training.scoring import Evaluator, finite, metrics
     from training.trained_run import TrainedRun
 
+MEASURED_ON = ("text", "device", "batch_size", "seq_len", "mem_len")
+EVALUATION = ("run", "step", "architecture", "within_search", "bits_per_byte", "word_perplexity",
+              "ms_per_window", "flops_per_token", "parameters", *MEASURED_ON)
+
 
 def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarray, dict]:
-    """The tokens of a text file, int32 [N], and its size.
-
-    That is how many tokens, words, bytes and unknown characters it has.
+    """The tokens of a text file, int32 [N]; its tokens, words, bytes and unknown characters.
 
     Raises:
-      InputError: it is no UTF-8 text, or empty.
+      InputError: the file is not UTF-8 text, or is empty.
     """
     if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
+        kind = "a folder" if path.is_dir() else "not a regular file"
         raise InputError(f"{path} is {kind}: --text takes a file")
     text = corpora.whole_file(path)
     corpora.checked_sha256(text)
@@ -65,9 +63,8 @@ def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarr
         raise InputError(f"{text.name} is empty")
     ids, words, unknown, num_bytes = zip(*blocks)
     tokens = np.concatenate(ids)
-    size = {"tokens": len(tokens), "words": int(sum(words)), "bytes": int(sum(num_bytes)),
-            "unknown_characters": int(sum(unknown))}
-    return tokens, size
+    return tokens, {"tokens": len(tokens), "words": int(sum(words)), "bytes": int(sum(num_bytes)),
+                    "unknown_characters": int(sum(unknown))}
 
 
 def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None,
@@ -76,10 +73,18 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
                  architecture: str | None = None) -> dict:
     """Scores a split of the data, or a text, with the network of a run.
 
-    What is None is as it was in training.
+    Args:
+      run: the run.
+      split: the split to score, unless there is a text.
+      text: a text file.
+      data_dir, batch_size, seq_len, mem_len: None for those of training.
+      architecture: of `TrainedRun.network`.
 
     Returns:
-      What there is to report, under the names that the JSON file has.
+      The figures by their names in the JSON file.
+
+    Raises:
+      InputError: nothing can be predicted, or `read_text` or `run` raises it.
     """
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     if text:
@@ -91,7 +96,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
         stream = data_utils.load_stream(data_dir, split, metadata)
         size = metadata["splits"][split]
     if len(stream) < 2:
-        raise InputError(f"{name} is too short: it has no token to predict")
+        raise InputError(f"{name} has fewer than two tokens: there is nothing to predict")
     batch_size = batch_size or run.data["batch_size"]
     seq_len = seq_len or run.data["seq_len"]
     mem_len = run.flags["mem_len"] if mem_len is None else mem_len
@@ -101,7 +106,6 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     score = evaluator(stream, batch_size, seq_len)
     probability = costs.frequencies(stream, run.data["vocab_size"])  # [V]
     flops = costs.flops(model, batch_size, seq_len, probability)
-    percentiles = {f"p{p}": 1e3 * float(np.percentile(score.seconds, p)) for p in (50, 95, 99)}
     return {
         "run": str(run.folder), "step": step, "text": name,
         "within_search": "s" in run.flags["architecture"],
@@ -111,14 +115,15 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
         **metrics(score.nll / score.targets, size),
         "targets": score.targets, "unknown_characters": size["unknown_characters"],
         "tokens_per_second": score.targets / sum(score.seconds),
-        "ms_per_window": percentiles,
+        "ms_per_window": {f"p{p}": 1e3 * float(np.percentile(score.seconds, p))
+                          for p in (50, 95, 99)},
         "flops_per_token": flops / (batch_size * seq_len),
         "parameters": model.count_params(),
     }
 
 
 def table(reports: list[dict]) -> str:
-    """A line for each figure, a column for each run."""
+    """One line per figure, one column per run."""
     rows = {
         "run": lambda r: Path(r["run"]).name,
         "text": lambda r: r["text"],
@@ -131,14 +136,15 @@ def table(reports: list[dict]) -> str:
         "bits per byte": lambda r: _not_given(r) or f"{r['bits_per_byte']:.4f}",
         "tokens scored": lambda r: f"{r['targets']:,}",
         "parameters": lambda r: f"{r['parameters']:,}",
-        "FLOPs per token, million": lambda r: f"{r['flops_per_token'] / 1e6:.3f}",
-        "ms per window (p95, p99)": _percentiles,
-        "tokens scored/s": lambda r: f"{r['tokens_per_second']:,.0f}",
+        "MFLOPs per token": lambda r: f"{r['flops_per_token'] / 1e6:.3f}",
+        "ms per window (p95, p99)": lambda r: "{p50:.1f} ({p95:.1f}, {p99:.1f})".format_map(
+            r["ms_per_window"]),
+        "tokens per second": lambda r: f"{r['tokens_per_second']:,.0f}",
     }
     columns = [list(rows)]
     for report in reports:
         columns.append([show(report) for show in rows.values()])
-    widths = [max(len(cell) for cell in column) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
     lines = []
     for cells in zip(*columns):
         padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
@@ -147,19 +153,69 @@ def table(reports: list[dict]) -> str:
 
 
 def _architecture(report: dict) -> str:
-    """The architecture that was scored, and what the search found where that is another."""
+    """The scored architecture, and the one found by the search if it differs."""
     scored, found = report["architecture"], report["most_likely"]
     return scored if scored == found else f"{scored} (found {found})"
 
 
-def _percentiles(report: dict) -> str:
-    return "{p50:.1f} ({p95:.1f}, {p99:.1f})".format_map(report["ms_per_window"])
-
-
 def _not_given(report: dict) -> str:
-    """Why a report lacks the figures of the raw text; nothing if it has them."""
+    """Why a report lacks the figures of the raw text; empty if it has them."""
     unknown = report["unknown_characters"]
     return f"not given: {unknown:,} characters are unknown to the tokenizer" if unknown else ""
+
+
+def read_evaluations(folders: list[Path]) -> list[dict]:
+    """The evaluations of some runs on the validation split, of the last evaluated step.
+
+    `random` is added to each: whether the name of the run contains it.
+
+    Raises:
+      InputError: a run has no evaluation, or one has no bits per byte.
+    """
+    reports = []
+    for folder in folders:
+        last = {}
+        for path in folder.glob("evaluation_valid_*.json"):
+            report = files.read_json(path, EVALUATION)
+            if report["bits_per_byte"] is None:
+                raise InputError(f"{path} has no bits per byte: the tokenizer does not know some "
+                                 "characters")
+            report["random"] = "random" in folder.name
+            key = report["architecture"], *(report[name] for name in MEASURED_ON)
+            if key not in last or report["step"] > last[key]["step"]:
+                last[key] = report
+        if not last:
+            raise InputError(f"{folder} has no evaluation of the validation split: "
+                             f"python evaluate.py --run={folder}")
+        reports += [last[key] for key in sorted(last)]
+    return reports
+
+
+def means(reports: list[dict]) -> list[dict]:
+    """The mean evaluation of each network, the lowest bits per byte first.
+
+    Runs trained alone are one network if they differ only in their seeds and in the places of
+    identity. Subnetworks are one per search. Evaluations measured on another text or device, or
+    with other windows or memories, are kept apart. The spread is the range of the bits per byte.
+    """
+    alike = {}
+    for report in reports:
+        name, search = report["architecture"], report["run"]
+        if not report["within_search"]:
+            name, search = without_identity(name), None
+        key = name, search, report["parameters"], *(report[name] for name in MEASURED_ON)
+        alike.setdefault(key, []).append(report)
+    networks = []
+    for (name, *_), own in alike.items():
+        bits = [report["bits_per_byte"] for report in own]
+        words = [report["word_perplexity"] or np.inf for report in own]
+        shared = ("within_search", "parameters", "flops_per_token", *MEASURED_ON)
+        networks.append({key: own[0][key] for key in shared} | {
+            "architecture": name, "bits_per_byte": np.mean(bits), "spread": np.ptp(bits),
+            "evaluations": len(own), "word_perplexity": np.mean(words),
+            "ms": np.mean([report["ms_per_window"]["p50"] for report in own]),
+            "random": all(report["random"] for report in own)})
+    return sorted(networks, key=lambda network: network["bits_per_byte"])
 
 
 def main(_):

@@ -1,9 +1,9 @@
-"""Saves the network of a run as a SavedModel that takes text and gives numbers or text.
+"""Exports the network of a run, with its tokenizer, as a SavedModel with signatures for text.
 
     python export.py --run=logs/supernet
     python export.py --run=logs/supernet --architecture=found --half --output_dir=serving/par/1
 
-Whoever loads it needs tensorflow and tensorflow-text, and not this repository: docs/python.md.
+Loading it requires tensorflow and tensorflow-text, but not this repository: docs/python.md.
 """
 
 import os
@@ -15,18 +15,15 @@ from absl import flags
 
 from support import cli
 from support.cli import InputError
+from training import run_flags
 
 
 def define_flags():
-    cli.define_path("run", None, "the folder of a run", required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, "
-                        "or the step of one that is there")
-    flags.DEFINE_string(
-        "architecture", None, "of a search a letter for each block, to save only this layer of "
-        "it, with the weights that it has in the search; found for the likeliest at this "
-        "checkpoint (default: the mixture, as it was trained)")
-    cli.define_path("output_dir", None, "where the SavedModel goes; one made earlier is replaced "
-                    "(default: saved_model in the folder of the run)")
+    run_flags.define_run()
+    run_flags.define_checkpoint()
+    run_flags.define_subnetwork()
+    cli.define_path("output_dir", None, "the folder of the SavedModel; an earlier export there is "
+                    "replaced (default: saved_model in the folder of the run)")
     flags.DEFINE_boolean("half", False, "store the weights as float16")
 
 
@@ -35,9 +32,9 @@ cli.begin(__name__, define_flags)
 with cli.quiet():
     import tensorflow as tf
 
-    import data_utils
     from layers import as_letters
     from support import devices, files, output_folder
+    from support.versions import versions
     from training.saved_model import signatures
     from training.trained_run import TrainedRun
 
@@ -47,12 +44,18 @@ RECORD = "export.json"
 def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir: Path) -> str:
     """Writes the SavedModel of a network with the weights of a run.
 
+    Args:
+      run: the run.
+      architecture: of `TrainedRun.network`.
+      dtype: the type in which the weights are stored.
+      output_dir: the folder of the SavedModel.
+
     Returns:
-      A letter for each block of the network.
+      The architecture of the network as letters.
 
     Raises:
-      InputError: `output_dir` holds what was not made here, or a link in the folder of the run
-        could lead out of it; or a weight is too large for `dtype`.
+      InputError: `output_dir` holds other files, a link in the folder of the run could lead out of
+        it, or a weight is too large for `dtype`.
     """
     files.check_no_pattern(output_dir)
     if Path(os.path.abspath(run.folder)) in Path(os.path.abspath(output_dir)).parents:
@@ -70,7 +73,7 @@ def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir:
             tf.saved_model.save(module, str(folder), functions)
         files.write_json(folder / RECORD, {
             "run": str(run.folder), "step": step, "architecture": as_letters(model.architecture),
-            "weights": dtype.name, "versions": data_utils.versions(),
+            "weights": dtype.name, "versions": versions(),
             "sha256": output_folder.hashes(folder)})
     return as_letters(model.architecture)
 
@@ -84,12 +87,12 @@ def main(_):
     start = time.monotonic()
     tf.saved_model.load(str(output_dir))
     seconds = time.monotonic() - start
-    what = "the mixture of a search" if "s" in saved else f"the layers {saved}"
-    print(f"wrote {output_dir}: {what}, {megabytes:.1f} MB, loaded in {seconds:.1f} s")
+    network = "the mixture of a search" if "s" in saved else f"the layers {saved}"
+    print(f"wrote {output_dir}: {network}, {megabytes:.1f} MB, loaded in {seconds:.1f} s")
     if saved != run.flags["architecture"]:
-        print("these layers were trained within the mixture, not alone: expect a higher loss. "
-              f"./train.sh --model_name=found --init_from={run.folder} --architecture={saved} "
-              "trains them, with the sizes of that run",
+        print("these layers were trained within the mixture, so expect a higher loss; "
+              "to train them alone: "
+              f"./train.sh --model_name=found --architecture={saved} --init_from={run.folder}",
               file=sys.stderr)
 
 

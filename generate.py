@@ -1,4 +1,4 @@
-"""Writes text with the network of a run.
+"""Continues text with the network of a run.
 
     python generate.py --run=logs/supernet --prompt="The history of"
     python generate.py --run=logs/supernet --temperature=0.8 --top_p=0.95
@@ -12,27 +12,27 @@ from absl import flags
 
 from support import cli
 from support.cli import InputError
+from training import run_flags
 
 
 def define_flags():
-    cli.define_path("run", None, "the folder of a run", required=True)
-    flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, "
-                        "or the step of one that is there")
-    flags.DEFINE_string("prompt", None, "what to continue; without it, each line that you type")
-    flags.DEFINE_integer("num_tokens", 100, "how many tokens to write", lower_bound=1)
-    flags.DEFINE_float(
-        "temperature", 1.0, "below 1 keeps to likelier words, 0 takes the likeliest always")
-    flags.DEFINE_integer("top_k", 0, "draw from so many of the likeliest tokens; 0: from all",
+    run_flags.define_run()
+    run_flags.define_checkpoint()
+    flags.DEFINE_string("prompt", None, "the text to continue (default: each line that you type)")
+    flags.DEFINE_integer("num_tokens", 100, "tokens to write", lower_bound=1)
+    flags.DEFINE_float("temperature", 1.0, "below 1, likelier tokens are preferred; 0 always "
+                       "takes the most likely")
+    flags.DEFINE_integer("top_k", 0, "sample from the k most likely tokens; 0: from all",
                          lower_bound=0)
-    flags.DEFINE_float(
-        "top_p", 1.0, "draw from the likeliest tokens that together have this probability")
+    flags.DEFINE_float("top_p", 1.0, "sample from the most likely tokens whose probabilities add "
+                       "up to p")
     flags.DEFINE_integer("num_samples", 1, "continuations of each prompt", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of the first text; the next one has the next seed. The "
-                         "same seed and prompts give the same texts", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "seed of the first continuation; each one after it adds 1",
+                         lower_bound=0)
     flags.register_validator("temperature", lambda value: value == 0 or 0.001 <= value <= 1000,
-                             "must be 0, or lie between 0.001 and 1000")
+                             "must be 0, or from 0.001 to 1000")
     flags.register_validator("top_p", lambda value: 0 < value <= 1,
-                             "must be above 0, and 1 at most")
+                             "must be above 0 and at most 1")
 
 
 cli.begin(__name__, define_flags)
@@ -42,10 +42,10 @@ with cli.quiet():
 
 
 def lines() -> Iterator[str]:
-    """What is typed, line by line; empty ones are left out.
+    """The lines typed on standard input, without blank ones.
 
     Raises:
-      InputError: it is not UTF-8.
+      InputError: a line is not UTF-8.
     """
     sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     while True:
@@ -61,18 +61,19 @@ def lines() -> Iterator[str]:
 
 def main(_):
     FLAGS = flags.FLAGS
-    run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
+    language_model = TrainedRun(FLAGS.run, FLAGS.checkpoint).language_model
     seeds = itertools.count(FLAGS.seed)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
-        ids, unknown = run.encode(prompt)
+        ids, unknown = language_model.encode(prompt)
         if not len(ids) and FLAGS.prompt is None:
             continue
         if unknown:
             print(f"{unknown:,} characters of the prompt are unknown to the tokenizer",
                   file=sys.stderr)
         for _ in range(FLAGS.num_samples):
-            texts = run.stream(prompt, FLAGS.num_tokens, FLAGS.temperature, FLAGS.top_k,
-                               FLAGS.top_p, next(seeds) % 2**31)
+            texts = language_model.stream(
+                prompt, FLAGS.num_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p,
+                next(seeds) % 2**31)
             for text in texts:
                 print(text, end="", flush=True)
             print()

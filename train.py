@@ -75,6 +75,7 @@ with cli.quiet():  # TensorFlow prints when it is imported; --help does without 
     import data_utils
     from layers import KINDS, as_letters, from_letters, letters
     from support import devices
+    from support.versions import versions
     from training.recording import NullRecorder, Recorder, configuration, fingerprint, has_begun
     from training.scoring import exp
     from training.trained_run import TrainedRun, take_weights
@@ -108,7 +109,7 @@ def main(_):
         if trainer.step > trainer.last_step:
             raise InputError(
                 f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
-        recorder.describe(config, trainer.model, device, data_utils.versions())
+        recorder.describe(config, trainer.model, device, versions())
         report_caveats(trainer, recorder)
         valid = None
         with saved_when_interrupted(trainer, recorder) as handle_signals:
@@ -198,7 +199,7 @@ def results(trainer: Trainer, scores: dict, config: dict, device: str) -> dict:
         "train_seconds": float(totals.seconds),
         "tokens_per_second": float(totals.targets) / seconds, **scores, "pi": model.pi().tolist(),
         "architecture": as_letters(model.most_likely()), "parameters": model.count_params(),
-        "versions": data_utils.versions(), "device": device, "flags": config["flags"],
+        "versions": versions(), "device": device, "flags": config["flags"],
     }
 
 

@@ -116,17 +116,3 @@ class RelativeAttention(Kind):
         D, M = self.sizes.d_model, self.sizes.mem_len
         C = M + T
         return B * (T * (4 * D * D + 3 * C * D) + 2 * M * D * D) + C * D * D
-
-    def numbers_kept(self, B: int, T: int) -> float:
-        """B (D (3 C + 4 T + 2 M) + H T C).
-
-        In this order: what is attended to, k and v; x, q, the heads' output and the norm; both
-        memories; the softmax.
-        """
-        D, H, M = self.sizes.d_model, self.sizes.num_heads, self.sizes.mem_len
-        C = M + T
-        return B * (D * (3 * C + 4 * T + 2 * M) + H * T * C)
-
-    def numbers_at_once(self, B: int, T: int) -> float:
-        """8 B T H C: scores and their gradients."""
-        return 8 * B * T * self.sizes.num_heads * (self.sizes.mem_len + T)

@@ -48,8 +48,3 @@ class FeedForward(Kind):
     def multiply_adds(self, B: int, T: int) -> float:
         """B T 2 D F."""
         return B * T * 2 * self.sizes.d_model * self.sizes.d_ffn
-
-    def numbers_kept(self, B: int, T: int) -> float:
-        """B T (F + 2 D), and 2 D F for the halves of the kernels."""
-        D, F = self.sizes.d_model, self.sizes.d_ffn
-        return B * T * (F + 2 * D) + 2 * D * F

@@ -56,14 +56,6 @@ class Kind(keras.layers.Layer):
         """The multiply-adds of its matrix products for a window, forward."""
         raise NotImplementedError
 
-    def numbers_kept(self, B: int, T: int) -> float:
-        """How many numbers of a window are kept for the gradient, its input not counted."""
-        raise NotImplementedError
-
-    def numbers_at_once(self, B: int, T: int) -> float:
-        """How many more there are while its own gradient is computed."""
-        return 0
-
 
 class Identity(Kind):
     """Returns its input (Mandava et al. 2020, section 3)."""
@@ -75,7 +67,4 @@ class Identity(Kind):
         return x
 
     def multiply_adds(self, B: int, T: int) -> float:
-        return 0
-
-    def numbers_kept(self, B: int, T: int) -> float:
         return 0

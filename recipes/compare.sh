@@ -19,7 +19,7 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-home=~ first_seed=${seeds%% *} trained= # bash knows ~ even without HOME
+home=~ first_seed=${seeds%% *} trained= searches= # bash knows ~ even without HOME
 case $logs in
   "~" | "~/"*) logs=$home${logs#\~} ;;
   "~"*) fail "--logs_dir=$logs: write the path without ~" ;;
@@ -62,6 +62,7 @@ for price in 0 $prices; do
   name=search_${price}_$first_seed
   train "$name" $search --latency_weight="$price" --seed="$first_seed" "$@"
   echo "$name found $(found "$name")"
+  searches+=${searches:+,}$logs/compare_$name
   networks+=" $(found "$name")"
 done
 for seed in $seeds; do
@@ -73,4 +74,4 @@ for seed in $seeds; do
   done
 done
 "$PYTHON" "$project/evaluate.py" --run="$trained" >/dev/null
-exec "$PYTHON" "$project/plot_search.py" --compare="$trained"
+exec "$PYTHON" "$project/plot_search.py" --compare="$trained" --searches="$searches"

@@ -2,13 +2,13 @@
 
     python -m recipes.continuous_cache --run=logs/wt2_words
 
-The cache remembers the last n hidden vectors h_i, each with the token x_{i+1} that followed it:
+The cache stores the last n hidden vectors h_i, each with the token x_{i+1} that followed it:
 
-    p_cache(y) = sum of softmax over i of (theta h_t . h_i), for the i with x_{i+1} = y
+    p_cache(y) = sum of softmax_i(theta h_t . h_i) over the i with x_{i+1} = y
     p(y) = (1 - lambda) p_network(y) + lambda p_cache(y)                        (section 3)
 
-Nothing is trained. Theta and lambda are the best of a grid on the validation split, and the test
-split is scored once, with these.
+Nothing is trained. Theta and lambda are chosen from a grid on the validation split, and the test
+split is scored once with them.
 
 N tokens of a text, n size of the cache, T sequence length, D model width.
 """
@@ -21,18 +21,19 @@ import numpy as np
 from absl import flags
 
 from support import cli
+from training import run_flags
 
 THETAS = [0.02, 0.05, 0.1, 0.2, 0.4]  # for hidden vectors of length sqrt(D)
 LAMBDAS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
-BLOCK = 500  # tokens whose caches are looked at together
+BLOCK = 500  # tokens scored together
 
 
 def define_flags():
-    cli.define_path("run", None, "the folder of a run", required=True)
-    flags.DEFINE_integer("size", 2000, "n, tokens that the cache remembers", lower_bound=1)
+    run_flags.define_run()
+    flags.DEFINE_integer("size", 2000, "n, the tokens in the cache", lower_bound=1)
     flags.DEFINE_integer("mem_len", None, "M, memory length (default: as in training)",
                          lower_bound=0)
-    cli.define_path("data_dir", None, "where the data are (default: where they were in training)")
+    run_flags.define_data_dir()
 
 
 cli.begin(__name__, define_flags)
@@ -47,11 +48,11 @@ with cli.quiet():
 
 
 def hidden_and_nll(model, stream: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the network makes of a text that it reads in one row.
+    """Reads a text in one row.
 
     Returns:
-      The hidden vector before each token but the first, [N - 1, D], scaled to length sqrt(D); and
-      the negative log-likelihood of that token, [N - 1], in nats.
+      The hidden vector that predicts each token but the first, [N - 1, D], scaled to length
+      sqrt(D); and the negative log-likelihood of that token in nats, [N - 1].
     """
     @tf.function
     def read(window, memory, number):
@@ -71,16 +72,16 @@ def hidden_and_nll(model, stream: np.ndarray, seq_len: int) -> tuple[np.ndarray,
 
 def cache_probability(hidden: np.ndarray, targets: np.ndarray, size: int,
                       thetas: list[float]) -> np.ndarray:
-    """The probability of each target in the cache of what came before it.
+    """The probability of each target in the cache of the tokens before it.
 
     Args:
       hidden: [N, D].
-      targets: the tokens that followed, int [N].
+      targets: the tokens that follow, int [N].
       size: n.
-      thetas: of the cache, each on its own.
+      thetas: the values of theta.
 
     Returns:
-      [thetas, N]; 0 with an empty cache.
+      [thetas, N], 0 for an empty cache.
     """
     result = np.zeros([len(thetas), len(targets)])
     for start in range(0, len(targets), BLOCK):
@@ -99,7 +100,7 @@ def cache_probability(hidden: np.ndarray, targets: np.ndarray, size: int,
 
 
 def loss(nll: np.ndarray, cached: np.ndarray, share: float) -> float:
-    """Nats per token of the mixture. Where the cache is empty, the network speaks alone."""
+    """Nats per token of the mixture; the first token, with an empty cache, is not mixed."""
     share = np.where(np.arange(len(nll)) > 0, share, 0)
     return float(-np.mean(np.log((1 - share) * np.exp(-nll) + share * cached)))
 

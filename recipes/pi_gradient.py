@@ -1,13 +1,13 @@
-"""How clearly the loss tells a search which layers it needs: the gradient of theta and its noise.
+"""Measures the gradient of theta in a search, and its noise.
 
     python -m recipes.pi_gradient --run=logs/supernet
 
-The network does not learn here; it reads windows of the training split, one after another, and
-each gives a gradient. Their mean would be the way downhill; around it they scatter, since each
-window has its own draw of architecture and dropout, and its own text. Adam moves theta in a step by
-about the learning rate times mean / sqrt(mean^2 + variance): the last column, 1 without noise.
+Each window of the training split gives a gradient, at fixed weights. The gradients scatter around
+their mean because each window has its own text and its own sample of architecture and dropout. Per
+step, Adam moves theta by about the learning rate times mean / sqrt(mean^2 + variance). That factor
+is the last column; without noise it is 1.
 
-S searched blocks, K kinds of layer, N windows.
+S searched blocks, K layer types, N windows.
 """
 
 from pathlib import Path
@@ -16,14 +16,16 @@ import numpy as np
 from absl import flags
 
 from support import cli
+from training import run_flags
 
 
 def define_flags():
-    cli.define_path("run", None, "the folder of a search", required=True)
-    flags.DEFINE_string("checkpoint", "best", "as of evaluate.py")
+    run_flags.define_run("the folder of a search")
+    run_flags.define_checkpoint()
     flags.DEFINE_integer("num_windows", 300, "N", lower_bound=2)
-    flags.DEFINE_multi_float("tau", [1.0, 0.3, 0.1], "temperatures; repeat it", lower_bound=1e-3)
-    cli.define_path("data_dir", None, "default: where the data were in training")
+    flags.DEFINE_multi_float("tau", [1.0, 0.3, 0.1], "a temperature; repeat the flag for several",
+                             lower_bound=1e-3)
+    run_flags.define_data_dir()
 
 
 cli.begin(__name__, define_flags)
@@ -39,7 +41,7 @@ with cli.quiet():
 
 
 def theta_gradients(model, windows, tau: float, seed: int = 0) -> np.ndarray:
-    """The gradient of theta of each of N windows, [N, S, K]: of the mean loss of its targets."""
+    """The gradient of the mean loss of each of N windows with respect to theta: [N, S, K]."""
     @tf.function
     def gradient_and_memory(window, memory, number):
         draws = Draws(seed, number)
@@ -59,11 +61,11 @@ def theta_gradients(model, windows, tau: float, seed: int = 0) -> np.ndarray:
 
 
 def size_noise_and_step(gradients: np.ndarray) -> tuple[float, float, float]:
-    """What gradients [N, S, K] tell, root mean squares over the S K entries.
+    """Statistics of gradients [N, S, K], as root mean squares over the S K entries.
 
     Returns:
-      The size of the mean gradient, without what noise adds to an estimate from N; the standard
-      deviation of a single one; and the part of the learning rate that Adam moves by.
+      The size of the mean gradient, corrected for the noise in a mean of N; the standard deviation
+      of one gradient; and the step of Adam as a fraction of the learning rate.
     """
     variance = gradients.var(axis=0, ddof=1)  # [S, K]
     squared = gradients.mean(axis=0)**2 - variance / len(gradients)  # [S, K]

@@ -1,9 +1,9 @@
-"""How well the order of the networks within a search predicts their order once trained alone.
+"""Correlates the ranks of subnetworks with the ranks of the same networks trained alone.
 
     python -m recipes.rank_correlation --search=logs/supernet --run=logs/one,logs/other,logs/third
 
-choose.py has scored the networks within the search, evaluate.py the trained ones on the validation
-split.
+The subnetworks must have been scored by choose.py, the trained networks by evaluate.py on the
+validation split.
 
 P networks.
 """
@@ -19,42 +19,41 @@ from support.cli import InputError
 
 def define_flags():
     cli.define_path("search", None, "the folder of a search", required=True)
-    cli.define_paths("run", None, "the folders of networks trained alone, with any seeds",
-                     required=True)
+    cli.define_paths("run", None, "the folders of fixed networks, with any seeds", required=True)
 
 
 cli.begin(__name__, define_flags)
 
 with cli.quiet():
+    from evaluate import means, read_evaluations
     from layers import without_identity
     from support import files
-    from training.comparison import means, read_evaluations
 
 
 def ranks(numbers: np.ndarray) -> np.ndarray:
-    """The rank of each of [P] numbers, from 0; equal ones share the mean of theirs."""
+    """The ranks of numbers [P], from 0. Equal numbers share the mean of their ranks."""
     below = np.sum(numbers < numbers[:, None], axis=1)  # [P]
-    equal = np.sum(numbers == numbers[:, None], axis=1)  # [P], itself too
+    equal = np.sum(numbers == numbers[:, None], axis=1)  # [P], including itself
     return below + (equal - 1) / 2
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of [P] and [P] numbers."""
+    """Spearman's rank correlation of numbers [P] and [P]."""
     return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
 def losses_within(search: Path) -> dict[str, float]:
-    """The loss of each network with the weights of the search, as choose.py scored its last step.
+    """The loss of each subnetwork at the last step scored by choose.py, by its letters.
 
-    A network may have its identities anywhere: its loss is the lowest of these.
+    Identity is left out of the letters. Of subnetworks that then agree, the lowest loss counts.
 
     Raises:
-      InputError: it has scored none.
+      InputError: choose.py has not scored this search.
     """
     reports = [files.read_json(path, ["step", "choices"])
                for path in search.glob("choices_step*.json")]
     if not reports:
-        raise InputError(f"{search} has no scores of its networks: python choose.py --run={search}")
+        raise InputError(f"{search} has not been scored: python choose.py --run={search}")
     last = max(reports, key=lambda report: report["step"])
     losses = {}
     for choice in last["choices"]:
@@ -67,16 +66,16 @@ def main(_):
     search, folders = Path(flags.FLAGS.search), list(map(Path, flags.FLAGS.run))
     within = losses_within(search)
     alone = {}
-    for network in means(read_evaluations(folders)):  # the best first
+    for network in means(read_evaluations(folders)):  # best first
         name = network["architecture"]
         if network["within_search"] or name in alone:
             raise InputError(f"{name} is within a search, or was trained in two ways: --run takes "
-                             "networks trained alone, and alike")
+                             "fixed networks, trained alike")
         if name not in within:
             raise InputError(f"{search} does not contain {name}")
         alone[name] = network["bits_per_byte"]
     if len(alone) < 3:
-        raise InputError("an order needs three networks or more")
+        raise InputError("a rank correlation needs at least three networks")
     print("architecture  bits per byte alone  loss within the search")
     for name, bits in alone.items():
         print(f"{name:12}  {bits:19.4f}  {within[name]:22.4f}")

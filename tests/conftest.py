@@ -149,7 +149,7 @@ def corpus_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, corpus_dir):
     """Data made of the corpus; not to be changed by a test."""
-    make = functools.partial(make_data, corpus_dir, shards=2)
+    make = functools.partial(make_data, corpus_dir)
     return once(tmp_path_factory, "data", lambda folder: make(folder / "tfrecords")) / "tfrecords"
 
 

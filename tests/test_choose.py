@@ -1,4 +1,4 @@
-"""All networks that a search contains, against each of them alone."""
+"""All subnetworks of a search, against each of them alone."""
 
 import json
 
@@ -20,7 +20,7 @@ from training.scoring import filled_memory, window_nll
 from training.trained_run import TrainedRun
 
 
-def test_each_choice_is_scored_as_the_network_that_has_these_layers_alone(
+def test_each_subnetwork_is_scored_as_the_network_with_only_these_layers(
     begun, data_dir, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_each_choice_is_scored_as_the_network_that_has_these_layers_alone(
 
 
 def test_the_choices_of_a_search_in_mixed_precision_are_scored():
-    """As in float32, to the digits of bfloat16."""
+    """As in float32, to the precision of bfloat16."""
     rng = np.random.default_rng(0)
     windows = [tf.constant(rng.integers(4, 30, [2, 9]), tf.int32) for _ in range(3)]
     losses = []
@@ -64,7 +64,7 @@ def test_the_choices_of_a_search_in_mixed_precision_are_scored():
     assert len({*mixed, *exact}) == 2 * 9 - 1  # ii has nothing in bfloat16
 
 
-def test_a_budget_names_the_best_network_within_it(begun, tmp_path, monkeypatch):
+def test_a_budget_names_the_best_subnetwork_within_it(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(choose, "layer_latency", lambda *sizes: np.array([3.0, 2.0, 0.5]))
     monkeypatch.setattr(choose, "MOST_NUMBERS", 9 * 8 * 8 * 3)  # three rows, then one
@@ -88,13 +88,14 @@ def test_a_budget_names_the_best_network_within_it(begun, tmp_path, monkeypatch)
         assert not [each for each in choices if each["loss"] < one["loss"]
                     and each["ms_per_window"] <= one["ms_per_window"]]
     done = run_command(choose, "--run=logs/supernet", "--num_windows=1", "--budget_ms=0.9")
-    assert "no network is within the budget: the least are 1.00 ms and 0.0" in one_line(done)
+    assert "no subnetwork is within the budget: the lowest costs are 1.00 ms and 0.0" in (
+        one_line(done))
     for choice in choices[:2]:
         evaluated = evaluate_run(TrainedRun(begun), architecture=choice["architecture"])
         assert choice["flops_per_token"] == pytest.approx(evaluated["flops_per_token"])
 
 
-def test_the_command_that_is_named_trains_the_choice_from_the_weights_of_the_search(
+def test_the_printed_command_trains_the_subnetwork_from_the_weights_of_the_search(
     begun, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -109,12 +110,11 @@ def test_the_command_that_is_named_trains_the_choice_from_the_weights_of_the_sea
     assert evaluate_run(TrainedRun(tuned))["loss"] == pytest.approx(single["loss"])
 
 
-def test_what_contains_no_choice_is_refused(begun, data_dir, tmp_path, monkeypatch):
+def test_a_huge_search_and_a_fixed_network_are_refused(begun, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(choose, "num_architectures", lambda model: 3**32)
     done = run_command(choose, "--run=logs/supernet")
-    assert "contains 1,853,020,188,851,841 networks: at most 5,000 can be" in one_line(done)
+    assert "contains 1,853,020,188,851,841 subnetworks: at most 5,000 can be" in one_line(done)
     (tmp_path / "fixed").mkdir()
     fixed = train_in(tmp_path / "fixed", data_dir=str(data_dir), architecture="ad", max_steps=2)
-    assert "is no search: its architecture is fixed" in one_line(
-        run_command(choose, f"--run={fixed}"))
+    assert "architecture is fixed" in one_line(run_command(choose, f"--run={fixed}"))

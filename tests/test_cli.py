@@ -12,7 +12,6 @@ from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of
 
-import bench
 import choose
 import cutoffs
 import data_utils
@@ -23,7 +22,7 @@ import plot_search
 import train
 from support import cli
 
-PROGRAMS = (bench, choose, cutoffs, data_utils, evaluate, export, generate, plot_search, train)
+PROGRAMS = (choose, cutoffs, data_utils, evaluate, export, generate, plot_search, train)
 PATHS = r"\w*_(dir|text|file|prefix|from)|run|text|compare|json"  # names of flags
 GRAPH = "OOM when allocating\n\t [[{{node x}}]]\nGraph execution error"
 

@@ -1,4 +1,4 @@
-"""A trained network that has left the repository: SavedModel, Keras' files, functions of text."""
+"""A trained network as functions of text, a SavedModel and Keras files."""
 
 import json
 import math
@@ -20,10 +20,8 @@ import data_utils
 import evaluate
 import export
 import generate
-from layers import as_letters
 from model import PARTransformerXL
-from support.tokenization import EOS, PAD
-from training.choices import ChoiceScorer, architectures
+from support.tokenization import EOS, PAD, UNK
 from training.scoring import window_nll
 from training.trained_run import TrainedRun
 from training.trainer import build_network
@@ -37,17 +35,22 @@ def run(search_run):
     return TrainedRun(search_run)
 
 
+@pytest.fixture(scope="module")
+def lm(run):
+    return run.language_model
+
+
 def loaded(folder) -> dict:
     module = tf.saved_model.load(str(folder))
     return {name: keep_alive(module, function) for name, function in module.signatures.items()}
 
 
 def keep_alive(module, function):
-    """A signature with its module, whose weights would be gone otherwise."""
+    """A signature that also refers to its module, which owns the weights."""
     def call(**arguments):
         assert module is not None
-        return {name: value.numpy() for name, value in
-                function(**{name: tf.constant(value) for name, value in arguments.items()}).items()}
+        results = function(**{name: tf.constant(value) for name, value in arguments.items()})
+        return {name: value.numpy() for name, value in results.items()}
 
     return call
 
@@ -61,48 +64,48 @@ def signatures(saved_model):
 # Functions of text
 
 
-def test_log_prob_is_what_a_plain_loop_over_windows_gives(run):
+def test_log_prob_matches_a_plain_loop_over_windows(run, lm):
     text, T = TEXTS[3], run.data["seq_len"]
-    ids, _ = run.encode(text)
-    memory, expected = run.model.empty_memory(1), [math.nan]
+    ids, _ = lm.encode(text)
+    memory, expected = lm.model.empty_memory(1), [math.nan]
     for start in range(0, len(ids) - 1, T):
         window = ids[start:start + T][:len(ids) - 1 - start]
-        hidden, memory = run.model(tf.constant([window]), memory,
-                                   filled=min(start, run.sizes.mem_len), tau=run.model.tau)
-        log_prob = run.model.softmax.log_prob(hidden[0]).numpy()
+        hidden, memory = lm.model(tf.constant([window]), memory,
+                                  filled=min(start, lm.model.sizes.mem_len), tau=lm.model.tau)
+        log_prob = lm.model.softmax.log_prob(hidden[0]).numpy()
         expected += [log_prob[i, target] for i, target in enumerate(ids[start + 1:start + T + 1])]
-    tokens, found = run.log_prob(text)
+    tokens, found = lm.log_prob(text)
     assert len(tokens) == len(found) == len(ids) > 3 * T
     assert np.allclose(found, expected, atol=1e-5, equal_nan=True)
     assert "".join(tokens).split() == text.split()
 
 
-def test_a_text_without_two_tokens_has_no_log_prob(run):
-    assert run.log_prob("")[0] == [] and len(run.log_prob("")[1]) == 0
-    tokens, found = run.log_prob("a")
-    assert len(tokens) == len(found) and np.isnan(found[0])
+def test_a_text_without_two_tokens_has_no_log_prob(lm):
+    for text, length in (("", 0), ("a", 1)):
+        tokens, found = lm.log_prob(text)
+        assert len(tokens) == len(found) == length and np.isnan(found).all()
 
 
-def test_the_trained_temperature_is_the_networks_own(run, search_run):
-    ids, memory = tf.constant([[5, 6, 7]]), run.model.empty_memory(1)
-    own, _ = run.model(ids, memory, filled=0)
-    given, _ = run.model(ids, memory, filled=0, tau=run.model.tau)
-    other, _ = run.model(ids, memory, filled=0, tau=1.0)
+def test_the_default_temperature_is_the_trained_one(run, search_run, lm):
+    ids, memory = tf.constant([[5, 6, 7]]), lm.model.empty_memory(1)
+    own, _ = lm.model(ids, memory, filled=0)
+    given, _ = lm.model(ids, memory, filled=0, tau=lm.model.tau)
+    other, _ = lm.model(ids, memory, filled=0, tau=1.0)
     assert np.array_equal(own, given) and not np.allclose(own, other)
     state = tf.train.load_checkpoint(str(search_run / "best" / str(run.network()[1]) / "state"))
-    assert run.model.tau == state.get_tensor("tau/.ATTRIBUTES/VARIABLE_VALUE")
+    assert lm.model.tau == state.get_tensor("tau/.ATTRIBUTES/VARIABLE_VALUE")
 
 
 @pytest.mark.parametrize("text", [None, 3, ["a"], b"a"])
-def test_a_text_is_a_string(text, run):
-    for function in (run.log_prob, run.attention, run.generate):
+def test_a_text_is_a_string(text, lm):
+    for function in (lm.log_prob, lm.attention, lm.generate):
         with pytest.raises(TypeError, match="a text must be a string, not "):
             function(text)
 
 
-def test_attention_reaches_as_far_as_window_and_memory(run):
-    weights, tokens = run.attention(TEXTS[3])
-    N, M, T = len(tokens), run.sizes.mem_len, run.data["seq_len"]
+def test_attention_reaches_as_far_as_window_and_memory(run, lm):
+    weights, tokens = lm.attention(TEXTS[3])
+    N, M, T = len(tokens), lm.model.sizes.mem_len, run.data["seq_len"]
     assert weights.shape == (2, 2, N, M + N)
     assert np.allclose(weights.sum(axis=-1), 1, atol=1e-5)
     for query in range(N):
@@ -113,23 +116,23 @@ def test_attention_reaches_as_far_as_window_and_memory(run):
 
 
 @pytest.mark.parametrize("setting", ["keras", "tensorflow"])
-def test_what_is_in_use_survives_a_seed(setting, run, saved_model):
-    """Setting it clears TensorFlow's cache of kernels, with the resources that they own."""
+def test_loaded_networks_survive_a_new_seed(setting, lm, saved_model):
+    """Setting a seed clears TensorFlow's cache of kernels, with the resources they own."""
     loaded = tf.saved_model.load(str(saved_model)).signatures["score"]
     text = tf.constant(["a word of a text"])
-    before = run.log_prob("a word of a text")[1], loaded(text=text)["nats"].numpy()
+    before = lm.log_prob("a word of a text")[1], loaded(text=text)["nats"].numpy()
     keras.utils.set_random_seed(1) if setting == "keras" else tf.random.set_seed(2)
-    assert np.array_equal(run.log_prob("a word of a text")[1], before[0], equal_nan=True)
+    assert np.array_equal(lm.log_prob("a word of a text")[1], before[0], equal_nan=True)
     assert loaded(text=text)["nats"].numpy() == before[1]
-    assert run.generate("a word", num_tokens=3, seed=1).startswith("a word")
+    assert lm.generate("a word", num_tokens=3, seed=1).startswith("a word")
 
 
 @pytest.mark.parametrize("settings", [
     {"num_tokens": 0}, {"temperature": -1.0}, {"temperature": 1e-30}, {"temperature": math.nan},
     {"top_k": -1}, {"seed": 2**31}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}])
-def test_settings_out_of_range_are_refused_from_python(settings, run):
+def test_settings_out_of_range_are_refused_from_python(settings, lm):
     with pytest.raises(ValueError, match=f"^{min(settings)} must be "):
-        run.generate("a", **settings)
+        lm.generate("a", **settings)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -149,7 +152,7 @@ print(json.dumps({name: value.numpy().tolist() for name, value in scores.items()
 """
 
 
-def test_a_process_that_has_only_tensorflow_gets_what_the_commands_give(
+def test_a_process_with_only_tensorflow_gets_the_results_of_the_commands(
     saved_model, search_run, tmp_path
 ):
     (tmp_path / "empty").mkdir()
@@ -171,7 +174,7 @@ def test_a_process_that_has_only_tensorflow_gets_what_the_commands_give(
         assert printed.stdout == f"{text}\n"
 
 
-def test_each_text_of_a_batch_gets_what_it_gets_alone(signatures):
+def test_the_texts_of_a_batch_do_not_affect_each_other(signatures):
     prompts = ["the city", "a", "two lines\nof a ", "é 红 and the old king of the sea in the city"]
     together = signatures["generate"](prompt=prompts, **SETTINGS)["text"]
     alone = [signatures["generate"](prompt=[prompt], **SETTINGS)["text"][0] for prompt in prompts]
@@ -181,35 +184,48 @@ def test_each_text_of_a_batch_gets_what_it_gets_alone(signatures):
     assert signatures["score"](text=np.array([], dtype=str))["nats"].shape == (0,)
 
 
-def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, run):
-    ids = [run.encode(text)[0][:6] for text in ("the old king of the city", "a word and a sea")]
+def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, run, lm):
+    ids = [lm.encode(text)[0][:6] for text in ("the old king of the city", "a word and a sea")]
     ids = np.array(ids, np.int32)  # [B, N]
     tokenized = signatures["tokenize"](text=TEXTS[:2])["token"]
-    assert np.array_equal(tokenized[0], run.encode(TEXTS[0])[0]) and tokenized[1, -1] == PAD
-    sizes, T = run.sizes, run.data["seq_len"]
+    assert np.array_equal(tokenized[0], lm.encode(TEXTS[0])[0]) and tokenized[1, -1] == PAD
+    sizes, T = lm.model.sizes, run.data["seq_len"]
     M = sizes.mem_len + T - 1
     texts = signatures["detokenize"](token=signatures["tokenize"](text=TEXTS)["token"])["text"]
     assert [text.decode().split() for text in texts] == [text.split() for text in TEXTS]
     memory = np.zeros([2, 2, M, sizes.d_model], np.float32)
-    own_memory = run.model.empty_memory(2, M)
+    own_memory = lm.model.empty_memory(2, M)
     for position in range(ids.shape[1]):
         filled = np.full(2, min(position, M), np.int32)
         found = signatures["next"](token=ids[:, position], memory=memory, filled=filled)
-        hidden, own_memory = run.model(
+        hidden, own_memory = lm.model(
             tf.constant(ids[:, position:position + 1]), own_memory, filled=min(position, M))
-        expected = run.model.softmax.log_prob(hidden[:, 0])
+        expected = lm.model.softmax.log_prob(hidden[:, 0])
         assert np.allclose(found["log_prob"], expected, atol=1e-5)
         memory = found["memory"]
 
 
 @pytest.mark.parametrize("changes, message", [
     ({"prompt": [""]}, "the prompt is empty"), ({"prompt": [b"\xff"]}, "the text is not UTF-8"),
-    ({"num_tokens": 0}, "num_tokens must be 1 or more"), ({"top_k": -1}, "top_k must be 0"),
-    ({"temperature": -1.0}, "temperature must be 0"), ({"top_p": 0.0}, "top_p must be above 0"),
-    ({"temperature": math.nan}, "temperature must be 0"), ({"seed": -1}, "seed must be 0")])
+    ({"num_tokens": 0}, "num_tokens must be"), ({"top_k": -1}, "top_k must be"),
+    ({"temperature": -1.0}, "temperature must be"), ({"top_p": 0.0}, "top_p must be"),
+    ({"temperature": math.nan}, "temperature must be"), ({"seed": -1}, "seed must be")])
 def test_bad_input_is_named_by_the_graph(changes, message, signatures):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         signatures["generate"](**{"prompt": ["a"]} | SETTINGS | changes)
+
+
+@pytest.mark.parametrize("token, filled, message", [
+    (-1, 0, "token must be from 0 to"), (VOCAB_SIZE, 0, "token must be from 0 to"),
+    (5, 1000, "filled must be from 0 to"), (5, -1, "filled must be from 0 to")])
+def test_numbers_out_of_range_are_named_by_the_graph(token, filled, message, run, signatures, lm):
+    M = lm.model.sizes.mem_len + run.data["seq_len"] - 1
+    memory = tf.zeros([1, lm.model.num_memories, M, lm.model.sizes.d_model])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures["next"](token=[token], memory=memory, filled=[filled])
+    if message.startswith("token"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            signatures["detokenize"](token=[[token]])
 
 
 def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(signatures):
@@ -221,32 +237,16 @@ def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(signatures):
     assert len(set(scores["nats"].tolist())) == 1
 
 
-def test_a_prompt_that_ends_with_an_empty_line_is_continued_at_its_start(run, signatures):
+def test_a_prompt_that_ends_with_an_empty_line_is_continued_at_its_start(lm, signatures):
     prompt = "a word\n \t"
-    text = run.generate(prompt, num_tokens=3, temperature=0.8, seed=1)
+    text = lm.generate(prompt, num_tokens=3, temperature=0.8, seed=1)
     assert text.startswith("a word\n") and text[7:8].strip()
     away = signatures["generate"](**SETTINGS | {"prompt": [prompt], "num_tokens": 3, "seed": 1,
                                                "top_k": 0, "top_p": 1.0})
     assert away["text"][0].decode() == text
 
 
-@pytest.mark.parametrize("token, filled, message", [
-    (-1, 0, "token must be from 0 to"), (VOCAB_SIZE, 0, "token must be from 0 to"),
-    (5, 1000, "filled must be from 0 to"), (5, -1, "filled must be from 0 to")])
-def test_an_id_or_a_length_out_of_range_is_named_by_the_graph(
-    token, filled, message, run, signatures
-):
-    M = run.sizes.mem_len + run.data["seq_len"] - 1
-    memory = tf.zeros([1, run.model.num_memories, M, run.sizes.d_model])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        signatures["next"](
-            token=tf.constant([token]), memory=memory, filled=tf.constant([filled]))
-    if message.startswith("token"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-            signatures["detokenize"](token=tf.constant([[token]]))
-
-
-def test_a_found_network_has_only_its_layers_and_half_the_weights_half_the_size(
+def test_a_subnetwork_has_only_its_layers_and_half_precision_half_the_size(
     search_run, run, saved_model, tmp_path
 ):
     sizes = {}
@@ -255,7 +255,7 @@ def test_a_found_network_has_only_its_layers_and_half_the_weights_half_the_size(
         done = run_command(export, f"--run={search_run}", "--architecture=found",
                            f"--half={half}", f"--output_dir={folder}")
         assert done.returncode == 0 and f"the layers {run.architecture}, " in done.stdout
-        assert "not alone: expect a higher loss" in done.stderr
+        assert "expect a higher loss" in done.stderr
         sizes[half] = (folder / "variables" / "variables.data-00000-of-00001").stat().st_size
         nats = loaded(folder)["score"](text=TEXTS[3:])["nats"][0]
         model, _ = run.network(architecture="found")
@@ -270,7 +270,7 @@ def test_an_export_replaces_another_and_nothing_else(begun, saved_model, tmp_pat
     (tmp_path / "mine" / "notes").write_text("mine")
     given = f"--run={begun}"
     done = run_command(export, given, f"--output_dir={tmp_path / 'mine'}")
-    assert "holds files that were not made here (notes)" in one_line(done)
+    assert "contains files that this program did not write (notes)" in one_line(done)
     assert (tmp_path / "mine" / "notes").read_text() == "mine"
     shutil.copytree(saved_model, begun / "saved_model")
     done = run_command(export, given, "--half")
@@ -279,32 +279,31 @@ def test_an_export_replaces_another_and_nothing_else(begun, saved_model, tmp_pat
     assert json.loads((begun / "saved_model" / "export.json").read_text())["weights"] == "float16"
 
 
-@given(ids=st.lists(st.integers(EOS, VOCAB_SIZE - 1).filter(lambda token: token != 3), max_size=12),
-       within_line=st.booleans())
+@given(ids=st.lists(st.integers(EOS, VOCAB_SIZE - 1).filter(lambda token: token != UNK),
+                    max_size=12), within_line=st.booleans())
 def test_ids_become_the_same_text_inside_a_graph(ids, within_line, run):
     pieces = "".join(run.tokenizer.decode(ids, within_line))
     found = run.tokenizer.detokenize(tf.constant(ids, tf.int32), tf.constant(within_line))
     assert found.numpy().decode() == pieces
 
 
-def test_a_search_with_tied_embeddings_does_all_that_others_do(data_dir, tmp_path):
+def test_a_search_with_tied_embeddings_can_be_exported_chosen_from_and_tuned(data_dir, tmp_path):
     tied = dict(data_dir=str(data_dir), tie_embeddings=True, proj_factor=2, max_steps=60)
     search = train_in(tmp_path, model_name="search", **tied)
     run = TrainedRun(search)
-    assert run.model.embedding is run.model.softmax.table
+    assert run.language_model.model.embedding is run.language_model.model.softmax.table
     export.save(run, None, tf.float32, tmp_path / "saved")
     scores = loaded(tmp_path / "saved")["score"](text=tf.constant([TEXTS[0]]))
-    log_prob = run.log_prob(TEXTS[0])[1]
+    log_prob = run.language_model.log_prob(TEXTS[0])[1]
     assert scores["nats"][0] == pytest.approx(-np.nansum(log_prob), rel=1e-5)
-    assert run_command(choose, f"--run={search}").returncode == 0
-    single = run.network(architecture="ad")[0]
-    windows = list(data_utils.load_windows(
-        data_dir, "valid", data_utils.read_metadata(data_dir)).as_numpy_iterator())
-    nll, _ = ChoiceScorer(run.network()[0])(windows[:1])
-    alone, _ = window_nll(
-        single, tf.constant(windows[0]), single.empty_memory(BATCH_SIZE), 0, tau=None)
-    names = [as_letters(kinds) for kinds in architectures(run.network()[0])]
-    assert nll[names.index("ad")] == pytest.approx(np.sum(alone), rel=1e-5)
+    assert run_command(choose, f"--run={search}", "--num_windows=1").returncode == 0
+    report = json.loads(next(search.glob("choices_step*.json")).read_text())
+    loss, = (each["loss"] for each in report["choices"] if each["architecture"] == "ad")
+    metadata, (single, _) = data_utils.read_metadata(data_dir), run.network(architecture="ad")
+    window = next(data_utils.load_windows(data_dir, "valid", metadata).as_numpy_iterator())
+    nll, _ = window_nll(
+        single, tf.constant(window), single.empty_memory(BATCH_SIZE), 0, tau=None)
+    assert loss == pytest.approx(np.mean(nll), rel=1e-5)
     found = train_in(tmp_path, model_name="found", init_from=str(search), architecture="ad",
                      **tied | {"max_steps": 2})
     assert TrainedRun(found).network()[0].tie_embeddings
@@ -319,7 +318,7 @@ def test_a_search_with_tied_embeddings_does_all_that_others_do(data_dir, tmp_pat
     {}, {"tau_is_trainable": True, "architecture": ["search", "dense"]},
     {"architecture": ["attention", "identity"], "cutoffs": []},
     {"architecture": ["dense"], "tie_embeddings": True, "proj_factor": 2}])
-def test_a_network_that_keras_saved_gives_the_same(changes, policy, tmp_path):
+def test_a_network_saved_by_keras_gives_the_same_results(changes, policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     model = build_network(tiny_settings(**changes), VOCAB_SIZE, static_shapes=False)
     keras.config.set_dtype_policy("float32")

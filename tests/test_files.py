@@ -1,6 +1,5 @@
 """Files appear whole, and every change of them is noticed."""
 
-import os
 import random
 from pathlib import Path
 
@@ -60,17 +59,3 @@ def test_errors_of_tensorflow_are_named_and_others_are_left_alone():
         raise tf.errors.ResourceExhaustedError(None, None, "no space")
     with pytest.raises(ZeroDivisionError), files.named("x"):
         1 / 0
-
-
-def test_only_own_files_are_replaced(tmp_path):
-    target = tmp_path / "notes"
-    for make in (lambda: target.write_text("mine"), lambda: target.write_text("{}"),
-                 lambda: os.symlink("/dev/null", target), target.mkdir):
-        target.unlink(missing_ok=True)
-        make()
-        with pytest.raises(InputError, match="was not made by this program"):
-            files.check_own(target)
-    target.rmdir()
-    files.check_own(target)
-    files.write_json(target, {"a": 1})
-    files.check_own(target)

@@ -1,4 +1,4 @@
-"""Text, drawn with the network's probabilities."""
+"""Text sampled from the probabilities of the network."""
 
 import subprocess
 import sys
@@ -64,9 +64,7 @@ def test_ids_are_drawn_with_their_probability(network):
 
 def test_the_same_seed_writes_the_same_and_another_something_else(network):
     one, two = Writer(network, MEM_LEN), Writer(network, MEM_LEN)
-    written = [
-        list(writer.write(PROMPT, 20, seed)) for writer, seed in ((one, 3), (one, 4), (two, 3))
-    ]
+    written = [list(each.write(PROMPT, 20, seed)) for each, seed in ((one, 3), (one, 4), (two, 3))]
     assert written[0] == written[2] != written[1]
 
 
@@ -79,26 +77,20 @@ def test_compiled_and_graph_mode_write_the_same(search_run):
     assert texts[0] == texts[1]
 
 
-def test_top_k_and_top_p_keep_what_a_plain_loop_keeps():
+def test_top_k_and_top_p_keep_the_most_likely_ids():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scores = rng.normal(size=50).astype(np.float32) * 2
         probability = np.exp(scores) / np.exp(scores).sum()
         order = np.argsort(-scores)
         for k in (1, 7, 50, 80):
-            assert set(np.flatnonzero(np.isfinite(writer.keep_top_k(scores, k)))) == set(
-                order[:k]
-            )
+            kept = writer.keep_top_k(scores, k).numpy()
+            assert set(np.flatnonzero(np.isfinite(kept))) == set(order[:k])
+            assert np.array_equal(kept[order[:k]], scores[order[:k]])
         for p in (1e-6, 0.3, 0.9, 0.999):
-            kept, total = [], 0.0
-            for token in order:
-                if total >= p:
-                    break
-                kept.append(token)
-                total += probability[token]
-            assert set(np.flatnonzero(np.isfinite(writer.keep_top_p(scores, p)))) == set(kept)
-        unchanged = np.isfinite(writer.keep_top_k(scores, 7))
-        assert np.array_equal(writer.keep_top_k(scores, 7).numpy()[unchanged], scores[unchanged])
+            size = 1 + np.sum(np.cumsum(probability[order])[:-1] < p)
+            kept = writer.keep_top_p(scores, p).numpy()
+            assert set(np.flatnonzero(np.isfinite(kept))) == set(order[:size])
 
 
 def test_a_token_sees_as_far_back_as_the_last_of_a_window_in_training():
@@ -134,57 +126,43 @@ def test_on_the_console(search_run):
     # The whole process, which reads what is typed.
     command = [sys.executable, PROJECT / "generate.py", run, num_tokens, "--seed=5"]
     typed = subprocess.run(
-        command, input=f"{prompt}\n\n  \ntwo ? é 红 ☃\n", capture_output=True, text=True
-    )
+        command, input=f"{prompt}\n\n  \ntwo ? é 红 ☃\n", capture_output=True, text=True)
     assert typed.returncode == 0 and typed.stderr == ""
     assert typed.stdout.startswith(one.stdout + "two ? é 红 ☃") and typed.stdout.count("\n") == 2
 
 
 def piece_bytes(piece):
-    return (
-        bytes([int(piece[1:-1], 16)])
-        if piece.startswith("<0x")
-        else piece.replace("▁", " ").encode()
-    )
+    if piece.startswith("<0x"):
+        return bytes([int(piece[1:-1], 16)])
+    return piece.replace("▁", " ").encode()
 
 
 def test_a_prompt_of_several_lines_is_read_as_training_reads_a_text(
     search_run, data_dir, monkeypatch
 ):
     tokenizer, prompts = Tokenizer(data_dir / "tokenizer.model"), []
-    monkeypatch.setattr(
-        Writer,
-        "write",
-        lambda self, prompt, *settings: prompts.append(prompt.tolist()) or iter([EOS, 9]),
-    )
+    monkeypatch.setattr(Writer, "write", lambda self, prompt, *settings: (
+        prompts.append(prompt.tolist()) or iter([EOS, 9])))
     text = "the city\nof the\u2028old "
     done = run_command(generate, f"--run={search_run}", f"--prompt={text}")
-    expected = [
-        token for line in ("the city", "of the old") for token in ids_of(tokenizer, line, False)
-    ]
-    assert prompts == [expected]
+    lines = ids_of(tokenizer, "the city", False), ids_of(tokenizer, "of the old", False)
+    assert prompts == [[*lines[0], *lines[1]]]
     piece = "".join(tokenizer.decode([9]))
     assert done.returncode == 0 and done.stdout == f"{text.rstrip(' ')}\n{piece}\n"
 
 
 def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(search_run):
     run = f"--run={search_run}"
-    as_python_reads_it = "--prompt=caf\udce9"  # the byte E9
-    given = run_command(generate, run, as_python_reads_it)
+    given = run_command(generate, run, "--prompt=caf\udce9")  # as Python reads the byte E9
     typed = run_command(generate, run, stdin=b"caf\xe9\n")
     assert one_line(given) == "error: the value of --prompt is not UTF-8\n"
     assert one_line(typed) == "error: the prompt is not UTF-8\n"
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--prompt=  "], "the prompt is empty: there is nothing to continue"),
-        (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
-        (["--prompt=x", "--top_k=-1"], "flag --top_k=-1"),
-        (["--prompt=x", "--temperature=nan"], "flag --temperature=nan"),
-        (["--prompt=x", "--checkpoint=worst"], "has no checkpoint 'worst': there is best, latest"),
-    ],
-)
+@pytest.mark.parametrize("flags, message", [
+    (["--prompt=  "], "the prompt is empty"), (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
+    (["--prompt=x", "--top_k=-1"], "flag --top_k=-1"),
+    (["--prompt=x", "--temperature=nan"], "flag --temperature=nan"),
+    (["--prompt=x", "--checkpoint=worst"], "no checkpoint 'worst'")])
 def test_mistakes_end_in_one_line(flags, message, search_run):
     assert message in one_line(run_command(generate, f"--run={search_run}", *flags))

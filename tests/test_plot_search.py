@@ -1,4 +1,4 @@
-"""The pictures of a search."""
+"""Pictures of searches, attention and comparisons."""
 
 import re
 import shutil
@@ -14,24 +14,25 @@ from PIL import Image
 
 import evaluate
 import plot_search
+from layers import without_identity
 from support import files, pictures
 from support.cli import InputError
-from training import comparison
+from support.events import curves
 from training.trained_run import TrainedRun
 
 
-def test_curves_are_those_that_training_wrote(search_run):
-    curves = TrainedRun(search_run).recorded("train")
+def test_curves_are_those_of_the_log(search_run):
+    train = curves(search_run / "train")
     log = (search_run / "training_log.log").read_text()
     written = re.findall(r" step ([\d,]+)/.*  loss (\S+) .* tokens/s", log)
-    steps, losses = curves["loss"]
+    steps, losses = train["metrics/loss"]
     assert steps.tolist() == [int(step.replace(",", "")) for step, _ in written]
     assert losses == pytest.approx([float(loss) for _, loss in written], abs=1e-4)
-    steps_of_pi, pi = TrainedRun(search_run).recorded("train", plugin="pi")["pi/all"]
+    steps_of_pi, pi = curves(search_run / "train", plugin="pi")["pi/all"]
     assert steps_of_pi.tolist() == steps.tolist()
     assert pi.shape == (len(steps), 2, 3) and np.allclose(pi.sum(axis=2), 1)
     assert np.allclose(pi[-1], results_of(search_run)["pi"])
-    assert np.allclose(pi[:, :, 2].sum(axis=1), curves["pi/identity_blocks"][1])
+    assert np.allclose(pi[:, :, 2].sum(axis=1), train["pi/identity_blocks"][1])
 
 
 def test_entropy_by_hand():
@@ -42,13 +43,13 @@ def test_entropy_by_hand():
 def test_the_animation_and_the_still_picture(search_run, tmp_path):
     run = shutil.copytree(search_run, tmp_path / "logs" / "run")
     config = files.read_json(run / "config.json")
-    config["data"]["corpus"] = "Ba$$in {0} 红楼梦"  # a name is plain text
+    config["data"]["corpus"] = "Ba$$in {0} 红楼梦"  # is drawn as plain text
     files.write_json(run / "config.json", config)
     command = [*warm.PYTHON, PROJECT / "plot_search.py", f"--run={run}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert done.stdout == f"wrote {run}/search.gif and {run}/search.png\n"
-    steps = len(TrainedRun(run).recorded("train")["loss"][0])
+    assert done.stdout == f"wrote {run}/search.gif, {run}/search.png\n"
+    steps = len(curves(run / "train")["metrics/loss"][0])
     with Image.open(run / "search.gif") as movie:
         assert movie.is_animated and movie.n_frames == min(steps, plot_search.FRAMES)
         first = np.asarray(movie.convert("L"))
@@ -61,32 +62,36 @@ def test_the_animation_and_the_still_picture(search_run, tmp_path):
 
 def test_every_picture_names_run_corpus_and_step(search_run):
     search = plot_search.SearchFigure(TrainedRun(search_run))
-    search.show(0)
-    first = [text.get_text() for text in search.figure.axes[0].texts]
+    heat_map, *curves = search.figure.axes
+
+    def places():
+        search.figure.canvas.draw()
+        return [axes.get_legend().get_window_extent().bounds for axes in curves
+                if axes.get_legend()]
+
+    before, first = places(), [text.get_text() for text in heat_map.texts]
     search.show(len(search.steps) - 1)
-    axes = search.figure.axes[0]
-    assert axes.get_title() == f"pi at step {search.steps[-1]:,} of supernet, markov"
-    assert len(first) == len(axes.texts) == 6 and first != [text.get_text() for text in axes.texts]
-    marks = [axes.lines[-1].get_xdata() for axes in search.figure.axes[1:]]
-    assert marks == [[search.steps[-1]] * 2] * 4
-    assert [axes.get_title() for axes in search.figure.axes[1:]] == [
-        "loss, nats per token",
-        "perplexity",
-        "temperature tau",
-        "entropy of pi, nats",
-    ]
+    assert heat_map.get_title() == f"pi at step {search.steps[-1]:,} of supernet, markov"
+    assert len(first) == 6 and first != [text.get_text() for text in heat_map.texts]
+    assert [axes.lines[-1].get_xdata() for axes in curves] == [[search.steps[-1]] * 2] * 4
+    assert [axes.get_title() for axes in curves] == [
+        "loss, nats per token", "perplexity", "temperature tau", "entropy of pi, nats"]
+    assert [axes.get_xlabel() for axes in curves] == ["", "", "step", "step"]
+    assert places() == before and len(before) == 3  # legends stay in place
+    pyplot.close(search.figure)
 
 
 def test_shades_and_numbers_of_a_heat_map_are_those_of_its_place():
-    pi = np.array([[0.7, 0.2, 0.1], [0.1, 0.0, 0.9]])
+    pi = np.array([[0.7, 0.2, 0.1], [0.1, 0.0, 0.9], [0.3334, 0.3333, 0.3333]])
     axes = pyplot.figure().subplots()
     pictures.draw_pi(axes, pi, ["attention", "dense", "identity"], "title")
-    shades = np.asarray(axes.images[0].get_array())  # kinds down, blocks across
-    assert np.array_equal(shades, pi.T)
+    shades = np.asarray(axes.images[0].get_array())
+    assert np.array_equal(shades, pi.T)  # layer types down, blocks across
     for text in axes.texts:
         block, kind = text.get_position()
         assert text.get_text() == f"{pi[block, kind]:.2f}"
-        assert (text.get_weight() == "bold") == (kind == pi[block].argmax())
+        is_largest = (block, kind) in [(0, 0), (1, 2)]  # all of block 2 are equal as shown
+        assert (text.get_weight() == "bold") == is_largest
 
 
 def test_a_fixed_network_has_no_search_to_draw(run_train):
@@ -94,7 +99,7 @@ def test_a_fixed_network_has_no_search_to_draw(run_train):
         plot_search.SearchFigure(TrainedRun(run_train(architecture="a", max_steps=3)))
 
 
-def test_the_picture_of_attention_is_grey_and_tells_tokens_and_window(begun, capsys):
+def test_the_picture_of_attention_is_grey_and_shows_tokens_and_windows(begun, capsys):
     run = TrainedRun(begun)
     text = "the city of the old king and the sea $ _ ^ {"
     paths = plot_search.draw_attention(run, text)
@@ -103,26 +108,26 @@ def test_the_picture_of_attention_is_grey_and_tells_tokens_and_window(begun, cap
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         assert np.ptp(pixels, axis=2).max() == 0 and pixels.std() > 20
-    weights, tokens = run.attention(text)
+    weights, tokens = run.language_model.attention(text)
     figure = pictures.attention_figure(
         weights[0][..., -len(tokens):], tokens, run.data["seq_len"], "title")
-    heads = [axes for axes in figure.axes if axes.images]
-    assert len(heads) == run.sizes.num_heads
+    heads, sizes = [axes for axes in figure.axes if axes.images], run.language_model.model.sizes
+    assert len(heads) == sizes.num_heads
     for axes, expected in zip(heads, weights[0]):
-        assert np.array_equal(axes.images[0].get_array(), expected[:, run.sizes.mem_len:])
+        assert np.array_equal(axes.images[0].get_array(), expected[:, sizes.mem_len:])
         assert [label.get_text() for label in axes.get_yticklabels()] == [
             token.strip() or token for token in tokens]
     pyplot.close(figure)
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "there is no attention to draw"), ("a b c d " * 40, "80 can be drawn legibly")])
+    ("", "there is no attention to draw"), ("a b c d " * 40, "at most 80 can be drawn")])
 def test_a_text_whose_attention_cannot_be_drawn(text, message, search_run):
     with pytest.raises(InputError, match=message):
         plot_search.draw_attention(TrainedRun(search_run), text)
 
 
-def test_the_front_is_what_no_other_beats():
+def test_no_network_beats_one_on_the_front():
     rng = np.random.default_rng(0)
     for size in (1, 2, 30):
         costs, losses = rng.integers(0, 9, [2, size]).astype(float)
@@ -143,14 +148,14 @@ def test_the_table_of_a_comparison_has_means_and_the_best_first():
                 "parameters": 1000, "batch_size": batch_size, "seq_len": 32, "mem_len": mem_len,
                 "random": random, "within_search": within, "run": f"logs/{bits}", "device": "CPU"}
 
-    networks = comparison.means([
+    networks = evaluate.means([
         report("aa", 1.5, 300.0, 8.0, random=True), report("dd", 1.45, None, 3.0, random=True),
         report("iaai", 1.3, 200.0, 9.0), report("aa", 1.2, 100.0, 9.0, mem_len=64),
         report("aa", 1.35, 220.0, 1.0, batch_size=1),
         report("ia", 1.7, 400.0, 8.0, within=True), report("ia", 1.6, 350.0, 8.0, within=True)])
     assert [network["random"] for network in networks] == [
         False, False, False, True, False, False]
-    lines = comparison.table(networks).splitlines()
+    lines = plot_search.table(networks).splitlines()
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "1.2000 0.0000 1 100.0 1,000 2.500 9.00 4 x 32 + 64 aa",
         "1.3500 0.0000 1 220.0 1,000 2.500 1.00 1 x 32 + 16 aa",
@@ -158,6 +163,13 @@ def test_the_table_of_a_comparison_has_means_and_the_best_first():
         "1.4500 0.0000 1 inf 1,000 2.500 3.00 4 x 32 + 16 dd",
         "1.6000 0.0000 1 350.0 1,000 2.500 8.00 4 x 32 + 16 ia",
         "1.7000 0.0000 1 400.0 1,000 2.500 8.00 4 x 32 + 16 ia"]
+    figure = plot_search.comparison_figure(networks, {"aa", "ia"})  # ia was not trained alone
+    for axes in figure.axes:
+        points = {each.get_label(): len(each.get_offsets()) for each in axes.collections}
+        assert points == {"found by a search": 3, "random": 1, "others": 2}
+        bold = [text.get_text() for text in axes.texts if text.get_weight() == "bold"]
+        assert bold == ["aa"] * 3
+    pyplot.close(figure)
 
 
 def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
@@ -172,52 +184,52 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
         assert done.returncode == 0
     path, = (tmp_path / "logs" / "random_1").glob("evaluation_valid_ad_*.json")
     report = files.read_json(path)
-    earlier = report | {"step": 1, "bits_per_byte": 9.0}  # is another step's, which does not count
+    earlier = report | {"step": 1, "bits_per_byte": 9.0}  # does not count
     files.write_json(path.with_name("evaluation_valid_ad_earlier.json"), earlier)
-    drawn = []
+    drawn, found = [], []
     monkeypatch.setattr(pictures.pyplot, "close", drawn.append)
-    done = run_command(plot_search, compare)
+    draw = plot_search.comparison_figure
+    monkeypatch.setattr(plot_search, "comparison_figure",
+                        lambda networks, names: found.append(names) or draw(networks, names))
+    done = run_command(plot_search, compare, "--searches=logs/supernet")
     lines = done.stdout.splitlines()
     assert lines[-1] == "wrote logs/supernet/comparison.png", done.stderr
+    assert found == [{without_identity(results_of(begun)["architecture"])}]
     assert sorted(line.split()[-1] for line in lines[1:-1]) == ["ad", "da", "da", "ss"]
     figure, = drawn
     for axes in figure.axes:
         names = sorted(text.get_text().split()[0] for text in axes.texts)
         assert names == ["ad", "da", "da", "ss"]
-        grey, black = axes.collections[:2]
-        assert len(grey.get_offsets()) == 2 and len(black.get_offsets()) == 2
-    points = figure.axes[1].collections[0].get_offsets()[:, 0]
-    assert report["flops_per_token"] in points
+    points = [x for points in figure.axes[1].collections for x, _ in points.get_offsets()]
+    assert pytest.approx(report["flops_per_token"] / 1e6) in points
     with Image.open("logs/supernet/comparison.png") as picture:
         assert np.ptp(np.asarray(picture.convert("RGB")), axis=2).max() == 0
-    assert "one of --run and --compare" in one_line(run_command(plot_search, compare, "--run=x"))
+    assert "either --run or --compare" in one_line(run_command(plot_search, compare, "--run=x"))
     attention = run_command(plot_search, compare, "--attention=the king")
-    assert "--attention is about --run" in one_line(attention)
+    assert "--attention needs --run" in one_line(attention)
 
 
 def test_a_network_far_worse_than_the_others_leaves_them_room():
-    """Also where it is the cheapest, has no name, or no loss at all."""
+    """Also if it is the cheapest, has no name, or no loss at all."""
     losses = np.array([1.65, 1.42, 1.44, 1.40, 1.43, 1.41, 1.45, 1.46, 1.9, np.inf, np.nan])
-    names = ["worst", *"bcdefgh", "", "", ""]
+    names, grey = ["worst", *"bcdefgh", "", "", ""], np.arange(11) % 2 == 1
     figure = pictures.trade_off_figure(
-        names, np.arange(11) % 2 == 1, ("even", "odd"), losses, {"cost": np.arange(11.0)}, "loss",
-        "")
+        names, {"odd": (grey, pictures.GREY), "even": (~grey, pictures.BLACK)}, losses,
+        {"cost": np.arange(11.0)}, "loss", "")
     axes, = figure.axes
-    grey, black, worse = (np.ma.filled(points.get_offsets(), np.nan) for points in axes.collections)
-    heights = dict([*grey, *black])
-    for number in range(1, 8):
-        assert heights[number] == losses[number]
-    assert list(worse[:, 0]) == [0, 8, 9] and max(worse[:, 1]) == min(worse[:, 1]) < 1.55
-    assert [text.get_text() for text in axes.texts][:2] == ["worst 1.650", "b"]
-    pictures.pyplot.close(figure)
+    odd, even, worse = (points.get_offsets() for points in axes.collections)
+    assert dict([*odd, *even]) == {number: losses[number] for number in range(1, 8)}
+    assert list(worse[:, 0]) == [0, 8, 9, 10]
+    assert 1.46 < min(worse[:, 1]) == max(worse[:, 1]) < 1.48
+    assert "worst 1.650" in [text.get_text() for text in axes.texts]
+    pyplot.close(figure)
 
 
-def test_where_all_networks_are_alike_none_is_worse():
-    for losses in ([1.4], [1.4, 1.4, 1.4, 1.4, 1.5]):
-        losses = np.array(losses)
-        figure = pictures.trade_off_figure(
-            ["a"] * len(losses), np.zeros(len(losses), bool), ("", ""), losses, {"cost": losses},
-            "loss", "")
-        heights = figure.axes[0].collections[1].get_offsets()[:, 1]
-        assert list(heights) == list(losses)
-        pictures.pyplot.close(figure)
+@pytest.mark.parametrize("losses", [[1.4], [1.4, 1.4, 1.4, 1.4, 1.5]])
+def test_if_most_networks_are_alike_none_is_worse(losses):
+    losses, everyone = np.array(losses), np.ones(len(losses), bool)
+    figure = pictures.trade_off_figure(
+        ["a"] * len(losses), {"all": (everyone, pictures.BLACK)}, losses, {"cost": losses}, "", "")
+    points, = figure.axes[0].collections
+    assert list(points.get_offsets()[:, 1]) == list(losses)
+    pyplot.close(figure)

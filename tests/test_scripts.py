@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import warm
 from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of, one_line, run_command
-from conftest import PROJECT, copy_project, make_data, write_corpus
+from conftest import copy_project, make_data, write_corpus
 
 import data_utils
 import evaluate
@@ -81,7 +80,7 @@ def tree(folder) -> dict:
 def test_from_text_to_results_and_nothing_else_is_written(project, tmp_path):
     write_corpus(project / "Ba$$in {红楼梦}")
     before = tree(tmp_path)
-    given = ["--input_dir=Ba$$in {红楼梦}", *TINY, "--shards=3"]
+    given = ["--input_dir=Ba$$in {红楼梦}", *TINY]
     made = run(project, "./make_data.sh", *given, cold=True)
     assert made.returncode == 0 and made.stderr == "", made.stderr
     names = {path.name for path in (project / "data" / "tfrecords").iterdir()}
@@ -201,7 +200,7 @@ def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path
 RECIPES = {  # and the programs that each of them runs
     "compare.sh": ["train.py", "evaluate.py", "plot_search.py"],
     "fast.sh": ["train.py"],
-    **dict.fromkeys(["enwik8.sh", "text8.sh", "wt103_base.sh", "wt2_words.sh"],
+    **dict.fromkeys(["characters.sh enwik8", "wt103_base.sh", "wt2_words.sh"],
                     ["data_utils.py", "train.py"])}
 
 
@@ -210,10 +209,11 @@ def test_scripts_need_no_permission_to_be_run_and_no_bash_in_front(project):
     scripts = list(project.rglob("*.sh"))
     for path in scripts:
         path.chmod(0o644)
-    assert RECIPES.keys() == {path.name for path in scripts if path.parent.name == "recipes"}
+    recipes = {path.name for path in scripts if path.parent.name == "recipes"}
+    assert {recipe.split()[0] for recipe in RECIPES} == recipes
     short = ("env", "SEEDS=4", "PICKS=da", "PRICES=0.006")
     for name, programs in RECIPES.items():
-        commands = commands_of(project, *short, "sh", f"recipes/{name}")
+        commands = commands_of(project, *short, "sh", *f"recipes/{name}".split())
         assert list(dict.fromkeys(Path(command[0]).name for command in commands)) == programs, name
     for name, program in (("make_data", "data_utils"), ("train", "train")):
         command, = commands_of(project, "sh", f"{name}.sh", "a b")
@@ -254,120 +254,47 @@ def test_mistakes_end_in_one_line(offline, tmp_path):
     for given, message in [
         (["--input_dir=mine", "--input_text=file"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
-        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
+        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=900"], "leave --vocab_size out"),
         (["--corpus=wikitext-2"], "cannot download wikitext-2"),
     ]:
         assert message in one_line(run_command(data_utils, *given))
 
 
-def recipe(name):
-    """The flags of make_data.sh and of train.py in a recipe."""
-    script = (PROJECT / "recipes" / f"{name}.sh").read_text().replace("\\\n", "")
-    data, training = script.split('make_data.sh"')[1].splitlines()[0], script.split('train.py"')[1]
-    # Without --output_dir="$data" and "$@".
-    return shlex.split(data)[:-1], shlex.split(training)[:-1]
+def block_size(D, F):
+    """Parameters of a block with attention and dense."""
+    return 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
 
 
-@pytest.mark.parametrize(
-    "name, vocab_size, head, tails, D, F, L, T, M, data",
-    [
-        (
-            "wt103_base",
-            16_000,
-            2000,
-            [(4000, 512), (10_000, 512)],
-            512,
-            2048,
-            32,
-            192,
-            192,
-            dict(corpus="wikitext-103", vocab_size=16_000, batch_size=256),
-        ),
-        (
-            "wt2_words",
-            33_537,
-            2000,
-            [(8000, 160), (23_537, 160)],
-            160,
-            1024,
-            6,
-            64,
-            64,
-            dict(
-                corpus="wikitext-2",
-                model_type="word",
-                normalization_rule_name="identity",
-                add_eos=True,
-                batch_size=16,
-            ),
-        ),
-        (
-            "enwik8",
-            512,
-            512,
-            [],
-            512,
-            2048,
-            24,
-            512,
-            512,
-            dict(
-                corpus="enwik8",
-                model_type="char",
-                normalization_rule_name="identity",
-                vocab_size=512,
-                add_eos=True,
-                batch_size=22,
-            ),
-        ),
-        (
-            "text8",
-            287,
-            287,
-            [],
-            512,
-            2048,
-            24,
-            512,
-            512,
-            dict(
-                corpus="text8",
-                model_type="char",
-                normalization_rule_name="identity",
-                add_eos=False,
-                batch_size=22,
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("script, V, head, tails, D, F, L, T, data", [
+    ("wt103_base.sh", 16_000, 2000, [4000, 10_000], 512, 2048, 32, 192,
+     {"corpus": "wikitext-103", "vocab_size": 16_000, "batch_size": 256}),
+    ("wt2_words.sh", 33_537, 2000, [8000, 23_537], 160, 1024, 6, 64,
+     {"corpus": "wikitext-2", "model_type": "word", "add_eos": True, "batch_size": 16}),
+    ("characters.sh enwik8", 512, 512, [], 512, 2048, 24, 512,
+     {"corpus": "enwik8", "model_type": "char", "vocab_size": 512, "add_eos": True}),
+    ("characters.sh text8", 287, 287, [], 512, 2048, 24, 512,
+     {"corpus": "text8", "model_type": "char", "vocab_size": None, "add_eos": False})])
 def test_a_recipe_describes_the_network_that_it_promises(
-    name, vocab_size, head, tails, D, F, L, T, M, data
-):
-    of_the_data, of_the_training = recipe(name)
+        script, V, head, tails, D, F, L, T, data, project):
+    of_the_data, of_the_training = commands_of(project, "bash", *f"recipes/{script}".split())
+    folder, = [flag for flag in of_the_training if flag.startswith("--data_dir=")]
+    assert folder.removeprefix("--data_dir=") == of_the_data[-1].removeprefix("--output_dir=")
+    data = data | {"seq_len": T, "sp_model_prefix": None}
+    data["normalization_rule_name"] = "nfkc_cf" if "wt103" in script else "identity"
     with flags_of(data_utils):
-        flags.FLAGS(["data_utils.py", *of_the_data])
-        assert {flag: flags.FLAGS[flag].value for flag in [*data, "seq_len"]} == data | {
-            "seq_len": T
-        }
+        flags.FLAGS(of_the_data)
+        assert {flag: flags.FLAGS[flag].value for flag in data} == data
     with flagsaver.flagsaver():
-        flags.FLAGS(
-            ["train.py", *[flag for flag in of_the_training if not flag.startswith("--data_dir")]]
-        )
+        flags.FLAGS(of_the_training)
         settings = settings_of(flags.FLAGS.flag_values_dict(), train.architecture())
-        model = build_network(settings, vocab_size, static_shapes=False)
-    block = 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
+        model = build_network(settings, V, static_shapes=False)
     # Every row is D wide: no tail has a projection, and a tied table is the embedding.
-    assert all(width == D for _, width in tails)
-    ids_and_entries = vocab_size + len(tails)
+    ids_and_entries = V + len(tails)
     softmax = ids_and_entries + D * (len(tails) if model.tie_embeddings else ids_and_entries)
-    assert (
-        model.architecture == ["search"] * L
-        and model.count_params() == vocab_size * D + L * (block + 3) + softmax
-    )
-    probability = np.full(vocab_size, 1 / vocab_size)
-    C = M + T
-    logits = head + len(tails) + sum(size**2 / vocab_size for size, _ in tails)
+    assert model.architecture == ["search"] * L
+    assert model.count_params() == V * D + L * (block_size(D, F) + 3) + softmax
+    C = 2 * T  # memory is as long as a window
+    logits = head + len(tails) + sum(size**2 / V for size in tails)
     forward = 2 * (
-        L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * M * D * D + C * D * D) + T * D * logits
-    )
-    assert costs.flops(model, 1, T, probability) == pytest.approx(forward)
+        L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * T * D * D + C * D * D) + T * D * logits)
+    assert costs.flops(model, 1, T, np.full(V, 1 / V)) == pytest.approx(forward)

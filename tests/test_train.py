@@ -17,7 +17,7 @@ from conftest import PROJECT, VOCAB_SIZE, results_of, tiny_settings
 import data_utils
 import train
 from layers import KINDS
-from support import cli
+from support import cli, versions
 from support.cli import InputError
 from training import scoring
 from training.trained_run import TrainedRun, take_weights
@@ -46,7 +46,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     assert np.shape(results["pi"]) == (2, 3) and np.allclose(np.sum(results["pi"], axis=1), 1)
     assert results["flags"]["d_model"] == 8 and "CPU" in results["device"]
     assert results["versions"]["tensorflow"] == tf.__version__
-    assert results["versions"]["commit"] == data_utils.commit(PROJECT)
+    assert results["versions"]["commit"] == versions.commit(PROJECT)
     for split in ("train", "valid", "test"):
         scores, entry = results[split], metadata["splits"][split]
         total = scores["loss"] * (entry["tokens"] - 1)

@@ -375,6 +375,19 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(
     assert spoilt.step == step + 4
 
 
+def test_the_language_model_of_a_trainer_is_its_network_now(trainer_of):
+    trainer = trainer_of(tau_start=4.0)
+    for steps in (5, 60):  # other weights, and another temperature
+        trainer.train(steps)
+        text = trainer.language_model.generate("ab", num_tokens=4, seed=1)
+        ids, _ = trainer.language_model.encode(text)
+        tokens, log_prob = trainer.language_model.log_prob(text)
+        memory = trainer.model.empty_memory(1)
+        nll, _ = scoring.window_nll(trainer.model, tf.constant(ids[None]), memory, 0, trainer.tau)
+        assert 4 < len(tokens) <= SEQ_LEN and np.isnan(log_prob[0])
+        assert np.allclose(log_prob[1:], -nll[0], atol=1e-4)
+
+
 def test_trainers_that_are_made_in_threads_start_as_those_made_one_by_one(trainer_of):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         made = [pool.submit(trainer_of, fresh=True, seed=seed) for seed in (1, 2)]

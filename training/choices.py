@@ -1,7 +1,7 @@
-"""Every network of single layers that a search contains, scored with the search's own weights.
+"""Scores every subnetwork of a search with the weights of the search.
 
-B batch, T sequence length, M memory length, D model width, L blocks, K kinds of layer of a block, P
-networks of the blocks so far, N networks of all blocks.
+B batch, T sequence length, M memory length, C = M + T context, D model width, L blocks, K layer
+types of a block, P subnetworks of the blocks so far, N subnetworks of all blocks.
 """
 
 import itertools
@@ -17,21 +17,21 @@ from training.scoring import filled_memory, real_targets
 
 
 def num_architectures(model: PARTransformerXL) -> int:
-    """N, which grows as K^L."""
+    """N, which is K^L for a search in all L blocks."""
     return math.prod(len(block.branches) for block in model.blocks)
 
 
 def architectures(model: PARTransformerXL) -> list[tuple[str, ...]]:
-    """Each choice of one kind of layer for every block: N."""
+    """The layer types of each subnetwork: N tuples of length L."""
     return list(itertools.product(*(block.branches for block in model.blocks)))
 
 
 class ChoiceScorer:
-    """Scores all choices at once: networks that begin alike share what they compute.
+    """Scores all subnetworks at once. Those with the same first blocks share their computation.
 
-    The blocks so far are P networks, and lie in the batch, [P B, T, D]. A block makes K P of them.
-    So the first block runs once and the last for N / K networks; N single networks would run each
-    block N times.
+    The outputs of P subnetworks of the blocks so far lie in the batch, [P B, T, D], and the next
+    block turns them into K P. So the first block runs once and the last one for N / K subnetworks,
+    where N separate networks would run each block N times.
 
     Args:
       model: a search.
@@ -42,11 +42,11 @@ class ChoiceScorer:
         self._compiled = tf.function(self._window)
 
     def __call__(self, windows: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
-        """Scores consecutive windows, [B, T + 1] each, from an empty memory.
+        """Scores consecutive windows, int32 [B, T + 1] each, from an empty memory.
 
         Returns:
-          The summed negative log-likelihood of each choice, in nats, [N] as `architectures`; and of
-          how many targets.
+          The summed negative log-likelihood of each subnetwork in nats, float64 [N], in the order
+          of `architectures`; and the number of targets.
         """
         memories, total, targets = None, 0.0, 0
         for number, window in enumerate(windows):
@@ -58,7 +58,7 @@ class ChoiceScorer:
         return total, targets
 
     def _empty_memories(self, rows: int) -> list:
-        """For each block the memory of each network before it: L times [P B, M, D]."""
+        """The memory of each block for all subnetworks of the blocks before it: L x [P B, M, D]."""
         memories, networks = [], 1
         for block in self._model.blocks:
             M, D = self._model.sizes.mem_len, self._model.sizes.d_model
@@ -67,14 +67,14 @@ class ChoiceScorer:
         return memories
 
     def _window(self, window, memories, number):
-        """One window: the loss of each choice, [N], and the next memories, L times [P B, M, D]."""
+        """The loss of each subnetwork on a window, [N], and the next memories, L x [P B, M, D]."""
         B, T = window.shape[0], window.shape[1] - 1
         model, filled = self._model, filled_memory(self._model, window, number)
         bias = score_bias(T, model.sizes.mem_len, filled)  # [T, C]
         x, new_memories = model.embed(window[:, :-1]), []  # [B, T, D]
         for block, memory in zip(model.blocks, memories):
             weights = [tf.constant(1.0)] * len(block.branches)  # Keras would cast a number
-            outputs, new_memory = block.outputs(x, memory, bias, weights)  # K times [P B, T, D]
+            outputs, new_memory = block.outputs(x, memory, bias, weights)  # K x [P B, T, D]
             new_memories.append(memory if new_memory is None else new_memory)
             by_network = [tf.reshape(each, [-1, B, T, each.shape[-1]]) for each in outputs]
             x = tf.stack(by_network, axis=1)  # [P, K, B, T, D]

@@ -1,6 +1,6 @@
-"""How long each kind of layer takes on this machine: the prices in a search for fast networks.
+"""The time that each layer type takes on this machine, for searches that penalize latency.
 
-B batch, T sequence length, M memory length, C = M + T context, D model width, K kinds of layer.
+B batch, T sequence length, M memory length, C = M + T context, D model width, K layer types.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ CALLS = 30
 
 
 def layer_latency(sizes: Sizes, batch_size: int, seq_len: int, jit_compile: bool) -> np.ndarray:
-    """Milliseconds that a block of each kind takes for a window [B, T], forward: [K], medians."""
+    """Median milliseconds of the forward pass of a window [B, T] per layer type: [K]."""
     M, D = sizes.mem_len, sizes.d_model
     x = tf.zeros([batch_size, seq_len, D])  # [B, T, D]
     bias = score_bias(seq_len, M, filled=M)  # [T, C]

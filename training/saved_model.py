@@ -1,6 +1,6 @@
-"""A trained network as a SavedModel: text in, numbers or text out, without this repository.
+"""The signatures of a SavedModel: functions of text that do not need this repository.
 
-B texts, N tokens of the longest, V vocabulary, A blocks that need memory, M memory length, D model
+B texts, N tokens of the longest text, V vocabulary, A blocks with memory, M memory length, D model
 width.
 """
 
@@ -11,13 +11,13 @@ from training.language_model import LanguageModel
 
 
 def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Module, dict]:
-    """What to save, and its functions: `score`, `generate`, `next`, `tokenize` and `detokenize`.
+    """The module to save and its functions: `score`, `generate`, `next`, `tokenize`, `detokenize`.
 
-    Each text of a batch gets what it would get alone.
+    The texts of a batch are processed one after another, so none affects another.
 
     Args:
-      language_model: what is saved.
-      dtype: in which the weights are stored; they are used as float32.
+      language_model: the network and its tokenizer.
+      dtype: the type in which weights are stored. The functions compute in float32.
     """
     model, writer = language_model.model, language_model.writer
     module = tf.Module()
@@ -30,12 +30,12 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
     def score(text):
-        """Nats, scored tokens and bytes of texts [B], by the rule for bytes of docs/data.md."""
+        """Nats, scored tokens and bytes of texts [B]. docs/data.md says how bytes are counted."""
         text = tf.strings.regex_replace(checked_utf8(text), r"^\x{feff}", "")
         text = tf.strings.regex_replace(text, r"\r\n?", "\n")
 
         def nats_and_tokens(text):
-            _, nll = language_model.token_nll(text)
+            nll = language_model.token_nll(language_model.ids(text))
             return tf.reduce_sum(nll), tf.size(nll)
 
         with stored_weights():
@@ -48,12 +48,12 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
         tf.TensorSpec([], tf.float32, "temperature"), tf.TensorSpec([], tf.int32, "top_k"),
         tf.TensorSpec([], tf.float32, "top_p"), tf.TensorSpec([], tf.int32, "seed")])
     def generate(prompt, num_tokens, temperature, top_k, top_p, seed):
-        """Prompts [B] and how the network goes on."""
+        """Prompts [B] with their continuations."""
         at_least = tf.debugging.assert_greater_equal
         checks = [
             at_least(num_tokens, 1, "num_tokens must be 1 or more"),
             at_least(temperature, 0.0, "temperature must be 0 or more"),
-            at_least(top_k, 0, "top_k must be 0, for all tokens, or more"),
+            at_least(top_k, 0, "top_k must be 0 or more"),
             at_least(seed, 0, "seed must be 0 or more"),
             tf.debugging.Assert((top_p > 0) & (top_p <= 1), ["top_p must be above 0, at most 1"])]
         with tf.control_dependencies(checks):
@@ -71,7 +71,7 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
         tf.TensorSpec([None, *memory_shape], tf.float32, "memory"),
         tf.TensorSpec([None], tf.int32, "filled")])
     def next_token(token, memory, filled):
-        """Log-probabilities [B, V] of what follows tokens [B], and the memory [B, A, M, D]."""
+        """Log-probabilities [B, V] of the tokens after tokens [B], and the memory [B, A, M, D]."""
         vocab_size, mem_len = language_model.tokenizer.vocab_size, writer.mem_len
         token = in_range("token", token, vocab_size - 1)
         filled = in_range("filled", filled, mem_len)
@@ -91,14 +91,14 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
     def tokenize(text):
-        """The ids of texts [B]: [B, N], after the end of a text 0."""
+        """The ids of texts [B]: [B, N], padded with 0."""
         ids = tf.map_fn(language_model.ids, checked_utf8(text),
                         fn_output_signature=tf.RaggedTensorSpec([None], tf.int32, ragged_rank=0))
         return {"token": ids.to_tensor()}
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, "token")])
     def detokenize(token):
-        """The texts [B] of ids [B, N]; 0 has none."""
+        """The texts [B] of ids [B, N]; 0 has no text."""
         token = in_range("token", token, language_model.tokenizer.vocab_size - 1)
         text = tf.map_fn(
             lambda ids: language_model.tokenizer.detokenize(ids, within_line=tf.constant(False)),
@@ -110,7 +110,7 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
 
 
 def checked_utf8(text):
-    """Texts [B], or an error where one is not UTF-8."""
+    """Texts [B], or an error in the graph if one is not UTF-8."""
     as_read = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")  # [B]
     check = tf.debugging.Assert(tf.reduce_all(as_read == text), ["the text is not UTF-8"])
     with tf.control_dependencies([check]):
@@ -118,7 +118,7 @@ def checked_utf8(text):
 
 
 def in_range(name: str, values, most: int):
-    """Integers from 0 to `most`, or an error that names the argument."""
+    """The same integers, or an error in the graph unless all are from 0 to `most`."""
     is_met = tf.reduce_all((values >= 0) & (values <= most))
     check = tf.debugging.Assert(is_met, [f"{name} must be from 0 to {most}"])
     with tf.control_dependencies([check]):

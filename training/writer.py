@@ -1,6 +1,6 @@
-"""Continues text: one token at a time, at constant cost per token, with memory carried along.
+"""Generates tokens one at a time with a memory, at a constant cost per token.
 
-M memory length, A blocks that need memory, D model width, V vocabulary.
+M memory length, A blocks with memory, D model width, V vocabulary.
 """
 
 from typing import Iterator, Sequence
@@ -18,7 +18,7 @@ class Writer:
 
     Args:
       model: the network.
-      mem_len: M, positions of memory; `memory_length` says how many.
+      mem_len: M, positions of memory, as given by `memory_length`.
       jit_compile: compile with XLA.
     """
 
@@ -28,22 +28,23 @@ class Writer:
 
     def write(self, prompt: Sequence[int], num_tokens: int, seed: int, temperature: float = 1.0,
               top_k: int = 0, top_p: float = 1.0, tau: float | None = None) -> Iterator[int]:
-        """Yields the ids that follow a prompt; for the same seed the same.
+        """Yields the ids that continue a prompt. The same seed gives the same ids.
 
         Args:
-          prompt: ids, one at least.
-          num_tokens: how many ids to write.
-          seed, temperature, top_k, top_p: of `draw`.
+          prompt: at least one id.
+          num_tokens: the number of ids to yield.
+          seed: of the random numbers.
+          temperature, top_k, top_p: of `draw`.
           tau: the temperature of the network; None for its own.
 
         Raises:
-          ValueError: one of them is out of its range; it is named.
+          ValueError: an argument is out of its range.
         """
         ranges = {
             "num_tokens must be 1 or more": num_tokens >= 1,
             "seed must be 0 or more, and below 2^31": 0 <= seed < 2**31,
-            "top_k must be 0, for all ids, or more": 0 <= top_k < 2**31,
-            "top_p must be above 0, and at most 1": 0 < top_p <= 1,
+            "top_k must be 0 or more": 0 <= top_k < 2**31,
+            "top_p must be above 0 and at most 1": 0 < top_p <= 1,
             "temperature must be 0, or from 0.001 to 1000":
                 temperature == 0 or 0.001 <= temperature <= 1000}
         for needed, is_met in ranges.items():
@@ -62,18 +63,18 @@ class Writer:
                 yield drawn
 
     def next(self, token, memory, position, seed, temperature, top_k, top_p, tau=None):
-        """Draws what follows a token at a position, and gives the memory [A, 1, M, D] for that."""
+        """The id drawn after a token at a position, and the next memory, [A, 1, M, D]."""
         filled = tf.minimum(position, self.mem_len)
         log_prob, memory = self.log_prob(token, memory, filled, tau)  # [V], [A, 1, M, D]
         return draw(log_prob, Draws(seed, position), temperature, top_k, top_p), memory
 
     def log_prob(self, token, memory, filled, tau=None):
-        """The log-probabilities [V] of what follows a token, and the memory [A, 1, M, D] for that.
+        """The log-probabilities [V] of the id after a token, and the next memory, [A, 1, M, D].
 
         Args:
           token: an id, int32 [].
           memory: [A, 1, M, D].
-          filled: how many of its positions, the last ones, hold tokens.
+          filled: the number of memory positions, counted from the last, that hold tokens.
           tau: the temperature of the network; None for its own.
         """
         window = tf.reshape(token, [1, 1])  # [1, 1]
@@ -82,17 +83,14 @@ class Writer:
 
 
 def draw(log_prob, draws: Draws, temperature, top_k, top_p):
-    """An id that is drawn with its probability; never one that stands for no text.
+    """Samples an id, int32 []. Ids that stand for no text have probability 0.
 
     Args:
       log_prob: [V].
-      draws: random numbers.
-      temperature: below 1 keeps to likelier ids; 0 takes the likeliest.
-      top_k: draw from so many of the likeliest ids; 0 for all.
-      top_p: draw from the likeliest ids that together have this probability.
-
-    Returns:
-      int32 [].
+      draws: the random numbers.
+      temperature: divides the log-probabilities; 0 takes the most likely id.
+      top_k: sample from the k most likely ids; 0 for all.
+      top_p: sample from the most likely ids whose probabilities add up to p.
     """
     never = [[PAD], [BOS], [UNK]]
     scores = tf.tensor_scatter_nd_update(log_prob, never, [-float("inf")] * len(never))  # [V]
@@ -107,23 +105,24 @@ def draw(log_prob, draws: Draws, temperature, top_k, top_p):
 
 
 def keep_top_k(scores, k):
-    """Scores [V]; those that are less than the k-th largest become minus infinity."""
+    """Scores [V] with minus infinity for those below the k-th largest."""
     least = tf.sort(scores, direction="DESCENDING")[tf.minimum(k, scores.shape[0]) - 1]
     return tf.where(scores >= least, scores, -float("inf"))
 
 
 def keep_top_p(scores, p):
-    """Scores [V] with all but the likeliest ids that together have probability p at minus infinity.
+    """Scores [V] with minus infinity outside the nucleus of probability p.
 
-    Nucleus sampling, Holtzman et al. 2020, section 3.1.
+    The nucleus is the smallest set of most likely ids with this probability (Holtzman et al. 2020,
+    section 3.1).
     """
     descending = tf.sort(tf.nn.softmax(scores), direction="DESCENDING")  # [V]
-    before = tf.cumsum(descending, exclusive=True)  # [V], the probability of the likelier ids
+    before = tf.cumsum(descending, exclusive=True)  # [V], the probability of likelier ids
     least = tf.reduce_min(tf.where(before < p, descending, 1.0))  # []
-    least = tf.minimum(least, descending[0])  # float32 may take a tiny p for 0
+    least = tf.minimum(least, descending[0])  # float32 may round a tiny p to 0
     return tf.where(tf.nn.softmax(scores) >= least, scores, -float("inf"))
 
 
 def memory_length(mem_len: int, seq_len: int) -> int:
-    """M for windows of one token: as far back as the last token of a window sees in training."""
+    """M for generation: as far back as the last token of a window sees in training."""
     return mem_len + seq_len - 1

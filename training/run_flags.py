@@ -1,0 +1,27 @@
+"""Flags of the commands that use a trained run. TensorFlow is not loaded yet when they are read."""
+
+from absl import flags
+
+from support import cli
+
+flags.disclaim_key_flags()  # each flag belongs to the command that defines it
+
+
+def define_run(help: str = "the folder of a run"):
+    cli.define_path("run", None, help, required=True)
+
+
+def define_checkpoint():
+    flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, or the step "
+                        "of a checkpoint that was kept")
+
+
+def define_subnetwork():
+    flags.DEFINE_string(
+        "architecture", None, "use one layer per block of a search, with its weights from the "
+        "search: a letter for each block, or found for the most likely layers at this checkpoint "
+        "(default: the mixture)")
+
+
+def define_data_dir():
+    cli.define_path("data_dir", None, "the folder of the data (default: as in training)")
