@@ -1,4 +1,4 @@
-"""What cannot be trained is refused in one line, before anything is written."""
+"""Impossible trainings are refused in one line, before anything is written."""
 
 import copy
 import shutil
@@ -75,10 +75,11 @@ def test_flags_that_do_not_fit_the_data_or_the_network_are_refused(flags, messag
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"arch_share": 0.0, "search": "alternating"}, "--arch_share must lie between 0 and 1"),
-    ({"arch_share": 0.5}, "--arch_share is about --search=alternating"),
-    ({"tau_is_trainable": True, "tau_end": 0.5}, "--tau_end would have no effect"),
-    *(({"architecture": ["dense"], name: value}, f"--{name} is about a search") for name, value in {
+    ({"arch_share": 0.0, "search": "alternating"}, "--arch_share must be between 0 and 1"),
+    ({"arch_share": 0.5}, "--arch_share needs --search=alternating"),
+    ({"tau_is_trainable": True, "tau_end": 0.5}, "--tau_end has no effect"),
+    *(({"architecture": ["dense"], name: value},
+       f"--{name} has no effect: the architecture is fixed") for name, value in {
         "search": "alternating", "arch_lr_factor": 2.0, "gumbel_per_row": True,
         "latency_weight": 0.1, "straight_through": True, "tau_is_trainable": True,
         "tau_start": 2.0, "tau_end": 0.5}.items()),
@@ -134,8 +135,8 @@ def test_data_that_are_made_anew_while_a_run_goes_on_stop_it(
     data = shutil.copytree(data_dir, tmp_path / "data")
     other = write_corpus(tmp_path / "other")
     (other / "train.txt").write_text((other / "train.txt").read_text()[::-1])
-    when_called(monkeypatch, *place, lambda: make_data(other, data, **changes))
-    with pytest.raises(InputError, match="data was replaced while it was in use: stopped"):
+    when_called(monkeypatch, *place, lambda: make_data(other, data, **{"shards": 2} | changes))
+    with pytest.raises(InputError, match="data has been made anew while it was in use: stopped"):
         run_train(data_dir=str(data), save_every="50")
     assert Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps() == kept
 
