@@ -175,14 +175,11 @@ def zipf_data(folder: Path, B: int) -> tuple[dict, np.ndarray]:
     probability = np.concatenate([np.zeros(4), frequency / frequency.sum()])  # [V]
     num_tokens = B * (steps * T + 1)
     stream = np.random.default_rng(0).choice(V, num_tokens, p=probability).astype(np.int32)
-    records = data_utils.write_records(stream, B, T, 1, folder / "train")
+    data_utils.write_records(stream, B, T, folder / "train")
     counts = np.bincount(stream, minlength=V)  # [V]
     np.savetxt(folder / "unigram_counts.txt", counts, fmt="%d")
     split = {"steps": steps, "tokens": num_tokens, "words": num_tokens, "bytes": num_tokens}
-    metadata = {
-        "batch_size": B, "seq_len": T, "vocab_size": V, "splits": {"train": split},
-        "sha256": {f"train/{path.name}": "" for path in records},
-    }
+    metadata = {"batch_size": B, "seq_len": T, "vocab_size": V, "splits": {"train": split}}
     return metadata, probability
 
 

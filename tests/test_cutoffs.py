@@ -46,7 +46,7 @@ def test_no_cutoffs_are_cheaper(clusters):
         every = itertools.combinations(range(1, size), clusters - 1)
         least = min(plain_cost(probability, widths, starts) for starts in every)
         assert plain_cost(probability, widths, found) == pytest.approx(least, rel=1e-12)
-        layer = cutoffs.clusters_of(widths[0], size, found, 1, widths[1:])
+        layer = [cutoffs.Cluster(*each) for each in zip([0, *found], [*found, size], widths)]
         assert cutoffs.multiply_adds(layer, probability) == pytest.approx(least, rel=1e-12)
 
 
@@ -56,8 +56,7 @@ def test_a_large_vocabulary_has_no_cheaper_neighbours():
     found = cutoffs.cheapest_cutoffs(probability, widths)
 
     def cost(starts):
-        return cutoffs.multiply_adds(
-            cutoffs.clusters_of(512, 50_000, starts, 4), probability)
+        return cutoffs.multiply_adds(cutoffs.clusters_of(512, 50_000, starts, 4), probability)
 
     for i, shift in itertools.product(range(3), (-1, 1)):
         moved = [cutoff + shift * (i == j) for j, cutoff in enumerate(found)]

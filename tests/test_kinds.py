@@ -1,4 +1,4 @@
-"""A fourth kind of layer, added as README says: one class, one line."""
+"""A fourth layer type, added as CONTRIBUTING.md says: one class, one line."""
 
 import re
 
@@ -20,14 +20,14 @@ from training import costs
 from training.latency import layer_latency
 from training.trained_run import TrainedRun
 
-WIDTH = 3  # positions that README's convolution sees
+WIDTH = 3  # positions that the convolution of CONTRIBUTING.md sees
 
 
 @pytest.fixture(autouse=True)
 def four_kinds(monkeypatch):
-    """README's class and line are in force."""
+    """The class and line of CONTRIBUTING.md are in force."""
     monkeypatch.setitem(layers.KINDS, "convolution", None)  # so that it is removed afterwards
-    exec(example("A new kind of layer"), vars(layers) | {"tf": tf})
+    exec(example("CONTRIBUTING.md", "How to add"), vars(layers) | {"tf": tf})
 
 
 def test_a_search_weighs_it(run_train, monkeypatch):
