@@ -63,7 +63,9 @@ class EventLog:
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         with files.named(self._folder):
             self._folder.mkdir(exist_ok=True)
-            path = self._folder / f"events.out.tfevents.{time.time_ns():020}"
+            names = [path.suffix[1:] for path in self._folder.glob("events.out.tfevents.*")]
+            number = max((int(name) for name in names if name.isdecimal()), default=-1) + 1
+            path = self._folder / f"events.out.tfevents.{number:010}"
             self._writer = tf.io.TFRecordWriter(str(path))
             self._write([
                 tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"),
