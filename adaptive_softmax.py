@@ -21,17 +21,17 @@ from layers.ops import linear_cross_entropy
 
 
 class ClusterTable(keras.layers.Layer):
-    """A row for each id: its vector at the input, and what scores it at the output.
+    """A row for each id: its embedding at the input, its kernel at the output, or both.
 
     Args:
-      clusters: of the ids; cluster i has rows d_i wide.
+      clusters: cover all ids; the rows of cluster i are d_i wide.
       d_model: D.
-      stddev: of the numbers of the rows at first; 0 lets them start at zero.
+      stddev: standard deviation of the initial rows.
 
     Attributes:
       clusters: as given.
-      rows: of each cluster, float32 [ids, d_i].
-      projections: of each cluster, [d_i, D]; None if d_i is D.
+      rows: for each cluster, float32 [ids, d_i].
+      projections: for each cluster, [d_i, D]; None if d_i is D.
     """
 
     def __init__(self, clusters: Sequence[Cluster], d_model: int, stddev: float, **kwargs):
@@ -62,13 +62,13 @@ class ClusterTable(keras.layers.Layer):
         return vectors
 
     def project(self, hidden, i):
-        """What the rows of cluster i are multiplied with: hidden [N, D] -> [N, d_i]."""
+        """Hidden vectors at the width of cluster i: [N, D] -> [N, d_i]."""
         if self.projections[i] is None:
             return hidden
         return tf.matmul(hidden, self.projections[i], transpose_b=True)
 
     def _vectors(self, i, index):
-        """The vectors of the ids of cluster i, numbered within it: [B, T] -> [B, T, D]."""
+        """The vectors of ids of cluster i, counted from its first id: [B, T] -> [B, T, D]."""
         own = tf.gather(tf.convert_to_tensor(self.rows[i]), index)  # [B, T, d_i]
         return own if self.projections[i] is None else own @ self.projections[i]
 
@@ -79,26 +79,24 @@ class AdaptiveSoftmax(keras.layers.Layer):
     Args:
       d_model: D.
       vocab_size: V.
-      cutoffs: the first id of each tail cluster, rising and within 1 ... V - 1; none gives a plain
-        softmax.
-      proj_factor, proj_dims: the widths of the tails, as `cutoffs.cluster_widths` takes them.
-      static_shapes: compute every tail for every token, as XLA needs it, instead of for the tokens
-        that fall into it.
-      table: the rows, shared with the input; None for rows of its own, which start at zero.
+      cutoffs: the first id of each tail, ascending, within 1 ... V - 1; empty for a plain softmax.
+      proj_factor: tail i is D / proj_factor^i wide, rounded down, and at least 1.
+      static_shapes: compute each tail for every token, as XLA needs, instead of for its own tokens.
+      table: the rows, shared with the input; None for separate rows, which start at zero.
 
     Raises:
-      InputError: as `cutoffs.clusters_of`.
+      InputError: the cutoffs are not valid.
     """
 
     def __init__(self, d_model: int, vocab_size: int, cutoffs: Sequence[int] = (),
-                 proj_factor: int = 4, proj_dims: Sequence[int] | None = None,
-                 static_shapes: bool = False, table: ClusterTable | None = None, **kwargs):
+                 proj_factor: int = 4, static_shapes: bool = False,
+                 table: ClusterTable | None = None, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor, proj_dims)
+        clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
         self.head_size, self.tails = clusters[0].size, clusters[1:]
         self._config = {
             "d_model": d_model, "vocab_size": vocab_size, "cutoffs": list(cutoffs),
-            "proj_dims": [tail.width for tail in self.tails], "static_shapes": static_shapes}
+            "proj_factor": proj_factor, "static_shapes": static_shapes}
         self.static_shapes = static_shapes
         with keras.name_scope(self.name):
             self.table = table or ClusterTable(clusters, d_model, stddev=0.0, name="table")
@@ -117,13 +115,12 @@ class AdaptiveSoftmax(keras.layers.Layer):
         return (input_shape[0],)
 
     def start_from(self, counts):
-        """Sets the biases to the unigram distribution, where prediction then starts.
+        """Sets the biases so that an untrained network predicts the unigram distribution.
 
         Our choice, not the paper's: at a small learning rate it saves the first thousand steps.
 
         Args:
-          counts: how often each id occurs, [V]; each is taken once more, so that none is
-            impossible.
+          counts: occurrences of each id, [V]; one is added to each, so that no id is impossible.
         """
         probability = (np.asarray(counts) + 1.0) / (np.sum(counts) + len(counts))
         tails = [probability[tail.first:tail.end] for tail in self.tails]
@@ -176,7 +173,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         return tf.nn.log_softmax(scores + self._bias(i))
 
     def _rows(self, i):
-        """The rows of the head and its entries for the tails, [head + tails, D]; or of tail i."""
+        """The rows of tail i; for i = 0, of the head and its entries for the tails."""
         rows = tf.convert_to_tensor(self.table.rows[i])
         return rows if i or not self.tails else tf.concat([rows, self.entries], axis=0)
 

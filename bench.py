@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from support import cli
-from training.settings import SEARCH, Settings, define_settings, settings_of_flags
+from training.settings import SEARCH, Settings, define_settings, settings_of
 
 PARTS = ("train_step", "batches", "evaluation", "generation")
 
@@ -39,8 +39,7 @@ def define_flags():
     flags.register_validator(
         "architecture", lambda text: text == SEARCH or set(text) <= set(letters()),
         "must be search or letters of layer types")
-    define_settings(first="d_model", last="tie_embeddings")
-    define_settings(first="accumulate")
+    define_settings("Network")
 
 
 cli.begin(__name__, define_flags)
@@ -151,10 +150,11 @@ class Bench:
         return build_network(self._settings, VOCAB_SIZE.value, static_shapes=self._jit_compile)
 
 
-def architecture() -> list[str]:
-    """The layer type of each block."""
-    text = flags.FLAGS.architecture
-    return [SEARCH] * 6 if text == SEARCH else from_letters(text)
+def settings() -> Settings:
+    """The settings of the network, given by the flags."""
+    text = flags.FLAGS.architecture or SEARCH
+    architecture = [SEARCH] * 6 if text == SEARCH else from_letters(text)
+    return settings_of(flags.FLAGS.flag_values_dict(), architecture)
 
 
 def window_tokens() -> int:
@@ -175,14 +175,11 @@ def zipf_data(folder: Path, B: int) -> tuple[dict, np.ndarray]:
     probability = np.concatenate([np.zeros(4), frequency / frequency.sum()])  # [V]
     num_tokens = B * (steps * T + 1)
     stream = np.random.default_rng(0).choice(V, num_tokens, p=probability).astype(np.int32)
-    records = data_utils.write_records(stream, B, T, 1, folder / "train")
+    data_utils.write_records(stream, B, T, folder / "train")
     counts = np.bincount(stream, minlength=V)  # [V]
     np.savetxt(folder / "unigram_counts.txt", counts, fmt="%d")
     split = {"steps": steps, "tokens": num_tokens, "words": num_tokens, "bytes": num_tokens}
-    metadata = {
-        "batch_size": B, "seq_len": T, "vocab_size": V, "splits": {"train": split},
-        "sha256": {f"train/{path.name}": "" for path in records},
-    }
+    metadata = {"batch_size": B, "seq_len": T, "vocab_size": V, "splits": {"train": split}}
     return metadata, probability
 
 
@@ -209,7 +206,7 @@ def main(_):
     device, jit_compile = devices.prepare(mixed_precision=False)
     results = {"device": device}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), settings_of_flags(architecture()), jit_compile)
+        bench = Bench(Path(folder), settings(), jit_compile)
         for part in [ONLY.value] if ONLY.value else PARTS:
             print(f"measuring {part}", file=sys.stderr)
             results[part] = getattr(bench, part)()

@@ -45,32 +45,23 @@ class Cluster(NamedTuple):
         return self.end - self.first
 
 
-def cluster_widths(clusters: int, d_model: int, proj_factor: int,
-                   proj_dims: Sequence[int] | None = None) -> list[int]:
-    """The widths of the head, D, and of the tails: D / proj_factor^i, at least 1, or `proj_dims`.
-
-    Raises:
-      InputError: `proj_dims` is not one positive width per tail.
-    """
-    tails = list(proj_dims or [max(1, d_model // proj_factor**i) for i in range(1, clusters)])
-    if len(tails) != clusters - 1 or any(width < 1 for width in tails):
-        raise InputError(f"proj_dims {tails} must be one positive width for each of the "
-                         f"{clusters - 1} tails")
-    return [d_model, *tails]
+def cluster_widths(clusters: int, d_model: int, proj_factor: int) -> list[int]:
+    """The widths of the head, D, and of the tails: D / proj_factor^i, rounded down, at least 1."""
+    return [max(1, d_model // proj_factor**i) for i in range(clusters)]
 
 
-def clusters_of(d_model: int, vocab_size: int, cutoffs: Sequence[int], proj_factor: int,
-                proj_dims: Sequence[int] | None = None) -> list[Cluster]:
+def clusters_of(d_model: int, vocab_size: int, cutoffs: Sequence[int],
+                proj_factor: int) -> list[Cluster]:
     """The head and the tails.
 
     Raises:
-      InputError: the cutoffs do not rise or are out of range, or `cluster_widths` raises it.
+      InputError: the cutoffs do not rise or are out of range.
     """
     bounds = [0, *cutoffs, vocab_size]
     if any(first >= end for first, end in zip(bounds, bounds[1:])):
         raise InputError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size "
                          f"{vocab_size}; cutoffs.py finds the cheapest")
-    widths = cluster_widths(len(cutoffs) + 1, d_model, proj_factor, proj_dims)
+    widths = cluster_widths(len(cutoffs) + 1, d_model, proj_factor)
     return [Cluster(*each) for each in zip(bounds, bounds[1:], widths)]
 
 
@@ -143,7 +134,6 @@ def define_flags():
     flags.DEFINE_integer("clusters", 3, "K, the head and the tails: K - 1 cutoffs", lower_bound=1)
     flags.DEFINE_integer("d_model", 128, "D, the width of the head", lower_bound=1)
     flags.DEFINE_integer("proj_factor", 4, "tail i is D / proj_factor^i wide", lower_bound=1)
-    cli.define_integers("proj_dims", [], "the widths of the tails, instead of --proj_factor")
 
 
 def main(_):
@@ -151,12 +141,12 @@ def main(_):
     counts = read_counts(Path(FLAGS.counts_file))
     if FLAGS.clusters > len(counts):
         raise InputError(f"--clusters={FLAGS.clusters} is more than the {len(counts)} ids")
-    widths = cluster_widths(FLAGS.clusters, FLAGS.d_model, FLAGS.proj_factor, FLAGS.proj_dims)
+    widths = cluster_widths(FLAGS.clusters, FLAGS.d_model, FLAGS.proj_factor)
     probability = counts / counts.sum()  # [V]
     print("clusters  multiply-adds per token  cutoffs", file=sys.stderr)
     for number in range(1, FLAGS.clusters + 1):
         cutoffs = cheapest_cutoffs(probability, widths[:number])
-        clusters = clusters_of(FLAGS.d_model, len(counts), cutoffs, 1, widths[1:number])
+        clusters = clusters_of(FLAGS.d_model, len(counts), cutoffs, FLAGS.proj_factor)
         text = ",".join(map(str, cutoffs))
         print(f"{number:8}  {multiply_adds(clusters, probability):23,.0f}  {text or 'none'}",
               file=sys.stderr)

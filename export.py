@@ -32,9 +32,9 @@ cli.begin(__name__, define_flags)
 with cli.quiet():
     import tensorflow as tf
 
-    import data_utils
     from layers import as_letters
     from support import devices, files, output_folder
+    from support.versions import versions
     from training.saved_model import signatures
     from training.trained_run import TrainedRun
 
@@ -73,7 +73,7 @@ def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir:
             tf.saved_model.save(module, str(folder), functions)
         files.write_json(folder / RECORD, {
             "run": str(run.folder), "step": step, "architecture": as_letters(model.architecture),
-            "weights": dtype.name, "versions": data_utils.versions(),
+            "weights": dtype.name, "versions": versions(),
             "sha256": output_folder.hashes(folder)})
     return as_letters(model.architecture)
 

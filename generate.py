@@ -61,18 +61,19 @@ def lines() -> Iterator[str]:
 
 def main(_):
     FLAGS = flags.FLAGS
-    run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
+    language_model = TrainedRun(FLAGS.run, FLAGS.checkpoint).language_model
     seeds = itertools.count(FLAGS.seed)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
-        ids, unknown = run.encode(prompt)
+        ids, unknown = language_model.encode(prompt)
         if not len(ids) and FLAGS.prompt is None:
             continue
         if unknown:
             print(f"{unknown:,} characters of the prompt are unknown to the tokenizer",
                   file=sys.stderr)
         for _ in range(FLAGS.num_samples):
-            texts = run.stream(prompt, FLAGS.num_tokens, FLAGS.temperature, FLAGS.top_k,
-                               FLAGS.top_p, next(seeds) % 2**31)
+            texts = language_model.stream(
+                prompt, FLAGS.num_tokens, FLAGS.temperature, FLAGS.top_k, FLAGS.top_p,
+                next(seeds) % 2**31)
             for text in texts:
                 print(text, end="", flush=True)
             print()

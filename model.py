@@ -1,10 +1,10 @@
-"""PAR Transformer-XL: stochastic blocks that learn their weights and their architecture at once.
+"""PAR Transformer-XL: stochastic blocks that learn an architecture along with their weights.
 
 Mandava et al. 2020, "Pay Attention when Required" (arXiv 2009.04534), on Transformer-XL, Dai et al.
 2019 (arXiv 1901.02860).
 
-B batch, T sequence length, M memory length, C = M + T context, D model width, H heads, L blocks, S
-of which are searched and A need memory, K kinds of layer, N = B T tokens, V vocabulary.
+B batch, T sequence length, M memory length, C = M + T context, D model width, H heads, L blocks (S
+of them searched, A with memory), K layer types, N = B T tokens, V vocabulary.
 """
 
 from dataclasses import asdict
@@ -17,40 +17,40 @@ import tensorflow as tf
 from adaptive_softmax import AdaptiveSoftmax, ClusterTable
 from cutoffs import Cluster, clusters_of
 from layers import KINDS, SEARCH
-from layers.attention import RelativeAttention, score_bias
+from layers.attention import score_bias
 from layers.kind import Sizes
 from layers.ops import layer_norm
 
 
 @keras.saving.register_keras_serializable("par_transformer_xl")
 class PARTransformerXL(keras.Model):
-    """The network: embedding, blocks, adaptive softmax. It is pure: memory goes in and comes out.
+    """Embedding, blocks and adaptive softmax, without state: memory is an input and an output.
 
     Args:
       vocab_size: V.
-      architecture: `search` or one of `KINDS` for each block; all `search` is the SuperNet.
-      d_model, num_heads, d_ffn, mem_len: the `Sizes`.
-      dropout_rate: of each branch, before its residual.
-      embedding_dropout: of the numbers of the embedded tokens.
-      cutoffs, proj_factor, proj_dims, static_shapes: of the `AdaptiveSoftmax`.
-      tie_embeddings: input and output share the rows of the ids.
+      architecture: `search` or a layer type of `KINDS` for each block; all `search` is the
+        SuperNet.
+      d_model, num_heads, d_ffn, mem_len: see `Sizes`.
+      dropout_rate: dropout of each branch, before its residual.
+      embedding_dropout: dropout of the embedded tokens.
+      cutoffs, proj_factor, static_shapes: see `AdaptiveSoftmax`.
+      tie_embeddings: share the rows of the embedding between input and output.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
-      gumbel_per_row: one sample for each row of a batch, not one for all.
-      trainable_tau: where a trainable temperature starts; None for none.
-      tau: the temperature of a call that gives none, where none is trainable.
+      gumbel_per_row: draw a sample for each row of a batch instead of one for all.
+      trainable_tau: initial value of a trainable temperature; None for a given one.
+      tau: the temperature of calls that give none.
 
     Raises:
-      ValueError: an unknown kind, or D that H does not divide, or what `AdaptiveSoftmax` raises.
+      ValueError: a layer type is unknown, or H does not divide D, or the cutoffs are not valid.
     """
 
     def __init__(self, vocab_size: int, architecture: Sequence[str], d_model: int = 128,
                  num_heads: int = 4, d_ffn: int = 1024, mem_len: int = 16,
                  dropout_rate: float = 0.1, embedding_dropout: float = 0.0,
-                 cutoffs: Sequence[int] = (), proj_factor: int = 4,
-                 proj_dims: Sequence[int] | None = None, straight_through: bool = False,
-                 gumbel_per_row: bool = False, trainable_tau: float | None = None,
-                 tau: float = 1.0, static_shapes: bool = False, tie_embeddings: bool = False,
-                 **kwargs):
+                 cutoffs: Sequence[int] = (), proj_factor: int = 4, tie_embeddings: bool = False,
+                 straight_through: bool = False, gumbel_per_row: bool = False,
+                 trainable_tau: float | None = None, tau: float = 1.0,
+                 static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
         for kind in architecture:
             if kind not in (*KINDS, SEARCH):
@@ -65,17 +65,17 @@ class PARTransformerXL(keras.Model):
         self.tau, self.tie_embeddings = tau, tie_embeddings
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
-            clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor, proj_dims)
-        # Shared rows start smaller: they also score, beside biases that know the frequencies.
+            clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
+        # Shared rows start smaller: as output rows, they add to biases that hold the frequencies.
         stddev = 0.005 if tie_embeddings else 0.02  # measured, docs/cutoffs.md
         self.embedding = ClusterTable(clusters, d_model, stddev, name="embedding")
-        self.embedding.build([None, None])  # the shape is for summary(), as in what follows
+        self.embedding.build([None, None])  # this shape, and those below, are for summary()
         self.blocks = [Block(kind, place, self.sizes, dropout_rate, dtype=self.dtype_policy,
                              name=f"block_{place + 1}") for place, kind in enumerate(architecture)]
         for block in self.blocks:
             block.build([None, None, d_model])
         self.theta = self.log_tau = None
-        # A Keras model casts its own weights in spite of autocast=False, unless each forbids it.
+        # A Keras model casts its own weights despite autocast=False, unless each weight forbids it.
         if searched := self.architecture.count(SEARCH):
             self.theta = self.add_weight(
                 shape=[searched, len(KINDS)], initializer="zeros", autocast=False, name="theta")
@@ -84,7 +84,7 @@ class PARTransformerXL(keras.Model):
                 self.log_tau = self.add_weight(
                     shape=[], initializer=log_tau, autocast=False, name="log_tau")
         self.softmax = AdaptiveSoftmax(
-            d_model, vocab_size, cutoffs, proj_factor, proj_dims, static_shapes,
+            d_model, vocab_size, cutoffs, proj_factor, static_shapes,
             table=self.embedding if tie_embeddings else None, name="softmax")
         self.softmax.build([None, d_model])
         self.built = True
@@ -99,19 +99,20 @@ class PARTransformerXL(keras.Model):
             "trainable_tau": tau, "tau": self.tau, "tie_embeddings": self.tie_embeddings}
 
     def call(self, tokens, memory, filled, tau=None, draws=None, return_attention_scores=False):
-        """The hidden vectors from which each next token is predicted.
+        """The hidden vectors that predict each next token.
 
         Args:
           tokens: int32 [B, T].
           memory: [A, B, M, D].
-          filled: how many of the M memory positions, the last ones, hold tokens; others are masked.
+          filled: the number of memory positions, from the end, that hold tokens; the others are
+            masked.
           tau: temperature of the mixtures; None for the network's own.
-          draws: the noise of training, or None: no dropout and no Gumbel noise.
-          return_attention_scores: say too what each position attends to.
+          draws: the random numbers of training; None for neither dropout nor Gumbel noise.
+          return_attention_scores: also return the attention weights.
 
         Returns:
-          Hidden vectors, float32 [B, T, D], and the memory for the next window, [A, B, M, D]. Then,
-          where it is asked for, the weights of the attention in each block with it: [H, B, T, C].
+          Hidden vectors, float32 [B, T, D]; the memory for the next window, [A, B, M, D]; and, with
+          `return_attention_scores`, the weights of each block that attends: [H, B, T, C].
         """
         B, T = tokens.shape
         bias = score_bias(T, memory.shape[2], filled)  # [T, C]
@@ -120,15 +121,14 @@ class PARTransformerXL(keras.Model):
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories, scores = [], []
         x = self.embed(tokens)  # [B, T, D]
-        behind_all_branches = len(KINDS) * len(self.blocks)
-        x = dropout(x, self.embedding_dropout, draws, behind_all_branches)  # [B, T, D]
+        x = dropout(x, self.embedding_dropout, draws, dropout_place(len(self.blocks)))  # [B, T, D]
         for block in self.blocks:
             inputs = {"draws": draws}
             if block.needs_memory:
                 inputs |= {"memory": next(memories), "bias": bias}
             if block.kind == SEARCH:
                 inputs["mixture"] = next(mixtures)
-            if block.attention is not None and return_attention_scores:
+            if block.attends and return_attention_scores:
                 scores.append(block.attention_scores(x, inputs["memory"], bias))  # [H, B, T, C]
             x, new_memory = block(x, **inputs)  # [B, T, D], [B, M, D]
             if block.needs_memory:
@@ -145,7 +145,7 @@ class PARTransformerXL(keras.Model):
         return self.embedding(tokens) * self.scale
 
     def hidden(self, x):
-        """What the softmax takes, float32 [B, T, D], for the output of the last block [B, T, D].
+        """The input of the softmax, float32 [B, T, D], given the last block's output [B, T, D].
 
         Separate output rows start at zero and, scaled by sqrt(D), learn as fast as the embeddings.
         Shared rows are scaled by D^0.25, the best of 1, D^0.25 and D^0.5 (docs/cutoffs.md).
@@ -154,10 +154,10 @@ class PARTransformerXL(keras.Model):
 
     @property
     def scale(self) -> float:
-        """The factor of embeddings, sqrt(D).
+        """The scale of embeddings, sqrt(D).
 
-        Adam moves each weight by about the learning rate. A block's output sums D such moves, an
-        entry of an embedding is one: scaled by sqrt(D), embeddings learn as fast.
+        Adam moves each weight by about the learning rate. The output of a block sums D such moves,
+        an entry of an embedding is one: scaled by sqrt(D), embeddings learn as fast.
         """
         return self.sizes.d_model**0.5
 
@@ -165,7 +165,7 @@ class PARTransformerXL(keras.Model):
         """The mixture weights of the searched blocks.
 
         Returns:
-          [S, K]; with noise and `gumbel_per_row` one sample for each row, [rows, S, K].
+          [S, K]; with `gumbel_per_row` and noise, a sample for each row, [rows, S, K].
         """
         if self.theta is None:
             return tf.zeros([0, len(KINDS)])
@@ -178,13 +178,13 @@ class PARTransformerXL(keras.Model):
         return gumbel_softmax(self.theta, self.temperature(tau), noise, self.straight_through)
 
     def temperature(self, tau=None):
-        """The temperature in force: the trainable one, or `tau`, or the network's own."""
+        """The trainable temperature, or else `tau`, or else the network's own."""
         if self.log_tau is not None:
             return tf.exp(self.log_tau)
         return self.tau if tau is None else tau
 
     def pi(self) -> np.ndarray:
-        """The probability of each kind in each block, [L, K]; 1 for the kind of a fixed block."""
+        """The probability of each layer type in each block, [L, K]; 0 or 1 in a fixed block."""
         kinds, searched = list(KINDS), [kind == SEARCH for kind in self.architecture]
         pi = np.zeros([len(self.blocks), len(kinds)])
         for block, kind in enumerate(self.architecture):
@@ -195,37 +195,36 @@ class PARTransformerXL(keras.Model):
         return pi
 
     def most_likely(self) -> list[str]:
-        """The kind of each block that has the largest probability."""
+        """The most probable layer type of each block."""
         return [list(KINDS)[kind] for kind in self.pi().argmax(axis=1)]
 
     @property
     def architecture_parameters(self) -> list:
-        """What the search learns besides the weights: theta, and a trainable temperature."""
+        """The parameters of a search: theta, and the temperature if it is trainable."""
         return [each for each in (self.theta, self.log_tau) if each is not None]
 
     @property
     def num_memories(self) -> int:
-        """A, the blocks that need memory."""
+        """A, the number of blocks with memory."""
         return sum(block.needs_memory for block in self.blocks)
 
     def empty_memory(self, batch_size: int, mem_len: int | None = None):
-        """The memory before the first window, [A, B, M, D]; M may be another than in `sizes`."""
+        """The memory before the first window, [A, B, M, D]; `mem_len` may differ from `sizes`."""
         M = self.sizes.mem_len if mem_len is None else mem_len
         shape = [self.num_memories, batch_size, M, self.sizes.d_model]
         return tf.zeros(shape, self.compute_dtype)
 
 
 class Block(keras.layers.Layer):
-    """One block: a single kind of layer, or the mixture of all (Mandava et al. 2020, section 3).
+    """One layer, or a mixture of all layer types (Mandava et al. 2020, section 3).
 
-    Its input, its output, residuals and norms are float32; layers compute in the precision of the
-    policy.
+    Input, output, residuals and norms are float32; layers compute in the precision of the policy.
 
     Args:
-      kind: one of `KINDS`, or `search`.
-      place: its number in the network, from which the noise of its dropout is drawn.
-      sizes: of its layers.
-      dropout_rate: of each branch, before its residual.
+      kind: a layer type of `KINDS`, or `search`.
+      place: the number of the block in the network; its dropout depends on it.
+      sizes: the sizes of its layers.
+      dropout_rate: dropout of each branch, before its residual.
     """
 
     def __init__(self, kind: str, place: int, sizes: Sizes, dropout_rate: float, **kwargs):
@@ -240,7 +239,7 @@ class Block(keras.layers.Layer):
         self.built = True
 
     def build(self, input_shape):
-        """All weights are there already."""
+        """Does nothing: the weights exist already."""
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -249,17 +248,21 @@ class Block(keras.layers.Layer):
     def needs_memory(self) -> bool:
         return any(layer.needs_memory for layer in self.branches.values())
 
+    @property
+    def attends(self) -> bool:
+        return any(layer.attends for layer in self.branches.values())
+
     def call(self, x, memory=None, bias=None, mixture=None, draws=None):
         """Applies the block.
 
         Args:
           x: float32 [B, T, D].
           memory, bias: [B, M, D] and [T, C], for layers that need memory.
-          mixture: the weights of a search, [K], or [B, K] with a mixture for each row.
-          draws: the noise of dropout; None for none.
+          mixture: the weights of a search, [K], or [B, K] for a mixture per row.
+          draws: the random numbers of dropout; None for no dropout.
 
         Returns:
-          float32 [B, T, D]; and the memory for the next window, [B, M, D], None if it needs none.
+          float32 [B, T, D]; and the memory for the next window, [B, M, D], or None.
         """
         weights = [1.0]
         if mixture is not None and mixture.shape.rank == 1:
@@ -270,14 +273,14 @@ class Block(keras.layers.Layer):
         return tf.add_n(outputs), new_memory
 
     def outputs(self, x, memory, bias, weights, draws=None):
-        """What each layer of the block gives, times its weight.
+        """The output of each layer, times its weight.
 
         Args:
-          x, memory, bias, draws: as of `call`.
-          weights: of its K layers, scalars or [B, 1, 1].
+          x, memory, bias, draws: see `call`.
+          weights: of the K layers, scalars or [B, 1, 1].
 
         Returns:
-          K times [B, T, D]; and the memory for the next window, [B, M, D], None if it needs none.
+          K times [B, T, D]; and the memory for the next window, [B, M, D], or None.
         """
         inner, new_memory = tf.cast(x, self.compute_dtype), None  # [B, T, D]
         if self.needs_memory:
@@ -290,23 +293,15 @@ class Block(keras.layers.Layer):
                 continue
             y = layer(inner, context, bias) if layer.needs_memory else layer(inner)  # [B, T, D]
             y = tf.cast(y, tf.float32)  # [B, T, D]
-            y = dropout(y, self.dropout_rate, draws, self._dropout_place(kind))  # [B, T, D]
+            y = dropout(y, self.dropout_rate, draws, dropout_place(self.place, kind))  # [B, T, D]
             outputs.append(self.norms[kind](x + y, weight=weight))  # [B, T, D]
         return outputs, new_memory
 
-    def _dropout_place(self, kind: str) -> int:
-        kinds = [name for name, layer in KINDS.items() if layer.post_norm]
-        return len(kinds) * self.place + kinds.index(kind)
-
-    @property
-    def attention(self) -> RelativeAttention | None:
-        """Its layer of attention, if it has one."""
-        return self.branches.get("attention")
-
     def attention_scores(self, x, memory, bias):
-        """What each position of x attends to, in a block with attention: [H, B, T, C]."""
+        """The attention weights of each position of x, in a block that attends: [H, B, T, C]."""
         inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
-        return self.attention.attend(inner, tf.concat([memory, inner], axis=1), bias)[1]
+        layer = next(layer for layer in self.branches.values() if layer.attends)
+        return layer.attend(inner, tf.concat([memory, inner], axis=1), bias)[1]
 
 
 class LayerNorm(keras.layers.Layer):
@@ -336,14 +331,23 @@ class LayerNorm(keras.layers.Layer):
         return normal * weight if each_row else normal
 
 
+def dropout_place(block: int, kind: str | None = None) -> int:
+    """The number of the dropout of a layer in a block. The embedding counts as a block after all.
+
+    Only layers with a residual have dropout.
+    """
+    kinds = [name for name, layer in KINDS.items() if layer.post_norm]
+    return len(kinds) * block + (kinds.index(kind) if kind else 0)
+
+
 def dropout(x, rate, draws, place):
-    """x with some of its elements at zero and the rest larger; x itself without draws.
+    """Inverted dropout; the identity without draws.
 
     Args:
       x: float32, any shape.
-      rate: the share that becomes zero.
-      draws: the noise of a step, or None.
-      place: a number of its own for each use within the network.
+      rate: the share of elements that become zero.
+      draws: the random numbers of a step, or None.
+      place: unique for each use in the network: `dropout_place`.
     """
     if draws is None or not rate:
         return x
@@ -352,13 +356,14 @@ def dropout(x, rate, draws, place):
 
 
 def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):
-    """A relaxed sample of a category (Jang et al. 2016, equation 2; Maddison et al. 2016).
+    """A relaxed categorical sample (Jang et al. 2016, equation 2; Maddison et al. 2016).
 
     Args:
       theta: [..., K], logits of pi = softmax(theta).
-      tau: temperature; towards 0 the sample becomes one-hot.
-      noise: [..., K], draws from Gumbel(0, 1); 0 gives the softmax of log(pi) / tau.
-      straight_through: the one-hot of the largest weight, with the gradient of the relaxed sample.
+      tau: temperature; as it approaches 0, the sample becomes one-hot.
+      noise: [..., K], samples of Gumbel(0, 1); 0 gives the softmax of log(pi) / tau.
+      straight_through: return the one-hot of the largest weight, with the gradient of the relaxed
+        sample.
 
     Returns:
       Weights, [..., K]; they sum to 1.

@@ -39,6 +39,7 @@ with cli.quiet():
     from evaluate import means, read_evaluations
     from layers import KINDS, without_identity
     from support import files, pictures
+    from support.events import curves
     from training.trained_run import TrainedRun
 
 FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
@@ -62,8 +63,8 @@ class SearchFigure:
     """
 
     def __init__(self, run: TrainedRun):
-        train, valid = run.recorded("train"), run.recorded("valid")
-        recorded = run.recorded("train", plugin="pi")
+        train, valid = curves(run.folder / "train"), curves(run.folder / "valid")
+        recorded = curves(run.folder / "train", plugin="pi")
         if not recorded:
             raise InputError(f"{run.folder} has no record of a search: its architecture is fixed, "
                              "or it has just begun")
@@ -73,9 +74,9 @@ class SearchFigure:
         self.figure.get_layout_engine().set(w_pad=0.1)
         grid = self.figure.add_gridspec(3, 2, height_ratios=(1.7, 1, 1))
         self._heat_map = self.figure.add_subplot(grid[0, :])
-        curves = [self.figure.add_subplot(grid[row, column]) for row in (1, 2) for column in (0, 1)]
-        loss, perplexity, tau, pi_entropy = curves
-        for axes, tag in ((loss, "loss"), (perplexity, "perplexity")):
+        panels = [self.figure.add_subplot(grid[row, column]) for row in (1, 2) for column in (0, 1)]
+        loss, perplexity, tau, pi_entropy = panels
+        for axes, tag in ((loss, "metrics/loss"), (perplexity, "metrics/perplexity")):
             axes.plot(*train[tag], color="0.6", linewidth=1, label="train")
             axes.plot(*valid.get(tag, ([], [])), color="black", marker="o", markersize=4,
                       linewidth=1, label="valid")
@@ -94,14 +95,14 @@ class SearchFigure:
                             (pi_entropy, "lower left")):
             axes.legend(fontsize=7, loc=place)
         titles = ("loss, nats per token", "perplexity", "temperature tau", "entropy of pi, nats")
-        for axes, title in zip(curves, titles):
+        for axes, title in zip(panels, titles):
             axes.set_title(title, fontsize=8)
             axes.tick_params(labelsize=7, which="both")
             axes.xaxis.set_major_formatter("{x:,.0f}")
         for axes in (tau, pi_entropy):
             axes.set_xlabel("step", fontsize=8)
         self._marks = [axes.axvline(self.steps[0], color="black", linestyle=":", linewidth=1)
-                       for axes in curves]
+                       for axes in panels]
         self.show(0)
         self.figure.set_layout_engine("none")  # keep the layout: computing it is slow
 
@@ -141,14 +142,14 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
     Raises:
       InputError: the text is empty or too long, or no block attends.
     """
-    length = len(run.encode(text)[0])
+    length = len(run.language_model.encode(text)[0])
     if length > MOST_TOKENS:
         raise InputError(f"the text has {length} tokens: at most {MOST_TOKENS} can be drawn")
-    weights, tokens = run.attention(text)  # [A, H, N, M + N]
+    weights, tokens = run.language_model.attention(text)  # [A, H, N, M + N]
     if not weights.size:
         raise InputError("there is no attention to draw: the text is empty, or no block attends")
-    attending = [number for number, block in enumerate(run.model.blocks, 1)
-                 if block.attention is not None]
+    blocks = run.language_model.model.blocks
+    attending = [number for number, block in enumerate(blocks, 1) if block.attends]
     paths = []
     for number, of_block in zip(attending, weights):
         figure = pictures.attention_figure(

@@ -3,7 +3,7 @@
     ./train.sh --model_name=short --epochs=3 --max_lr=1e-3 --warmup_steps=500
     ./train.sh --model_name=baseline --architecture=adadad
 
-L blocks, D model width, M memory length.
+L blocks, D model width, M memory length, T sequence length.
 """
 
 import contextlib
@@ -20,61 +20,50 @@ from absl import flags
 
 from support import cli
 from support.cli import InputError
-from training.settings import SEARCH, define_settings, settings_of_flags
+from training.settings import SEARCH, SIZES, define_settings, settings_of
 
 with cli.group("Data"):
-    DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "what make_data.sh made")
+    DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "the output of make_data.sh")
 
 with cli.group("Network"):
     ARCHITECTURE = cli.define_path(
         "architecture", None,
-        "search; or a letter for each block of a fixed network, such as aaddid (attention, dense, "
-        "identity); or random; or the finished run logs/NAME, for what it found "
-        "(default: search, or that of --init_from)")
+        "search; a letter for each block of a fixed network, such as aaddid (attention, dense, "
+        "identity); random; or a finished run, logs/NAME, for the architecture that it found and "
+        "its sizes (default: search, or that of --init_from)")
     NUM_LAYERS = flags.DEFINE_integer(
         "num_layers", 6, "L, blocks of a search or a random network", lower_bound=1)
-    define_settings(first="d_model", last="tie_embeddings")
 
-with cli.group("Search"):
-    define_settings(first="search", last="latency_weight")
-
-with cli.group("Schedule"):
-    define_settings(first="epochs", last="warmup_steps")
-
-with cli.group("Optimizer"):
-    define_settings(first="opt_name", last="clipnorm")
+define_settings()
 
 with cli.group("Run"):
-    LOGS_DIR = cli.define_path("logs_dir", "logs", "where the folders of runs are")
+    LOGS_DIR = cli.define_path("logs_dir", "logs", "the folder of all runs")
     MODEL_NAME = flags.DEFINE_string(
-        "model_name", "supernet",
-        "the run is the folder of this name in --logs_dir; the same name again resumes it")
+        "model_name", "supernet", "name of the run, a folder in --logs_dir; to resume a run, "
+        "repeat its command")
     INIT_FROM = cli.define_path(
-        "init_from", None,
-        "start from the best weights of the run logs/NAME, a network of the same sizes")
-    define_settings(first="seed")
+        "init_from", None, "start from the best weights of a run, logs/NAME, with its sizes")
     LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log", lower_bound=1)
     SAVE_EVERY = flags.DEFINE_string(
         "save_every", "10m",
-        "a checkpoint after so many steps, or minutes with an m, besides one after each epoch")
+        "steps between checkpoints, or minutes as in 10m; each epoch ends with one as well")
 
 with cli.group("Devices"):
     DISTRIBUTE = flags.DEFINE_enum(
         "distribute", "auto", ["auto", "none", "mirrored", "multi_worker"],
-        "share the rows of a batch among the GPUs of this machine, or of all that TF_CONFIG names; "
-        "auto: where there are several")
-    define_settings(first="accumulate")
+        "split each batch among the GPUs of this machine, or of all machines in TF_CONFIG; "
+        "auto: if there are several")
     JIT_COMPILE = flags.DEFINE_enum(
         "jit_compile", "auto", ["auto", "true", "false"],
         "compile the step with XLA; auto: on a GPU")
     STEPS_PER_EXECUTION = flags.DEFINE_integer(
         "steps_per_execution", 20,
-        "steps that are sent to the device together, with XLA as one program, if they train the "
-        "same parameters; changes results by rounding only", lower_bound=1)
+        "steps sent to the device together, with XLA as one program; changes results by rounding "
+        "only", lower_bound=1)
     MIXED_PRECISION = flags.DEFINE_boolean(
         "mixed_precision", False,
-        "attention and dense layers compute in bfloat16; parameters, residuals, norms, softmax and "
-        "loss stay float32")
+        "compute attention and dense layers in bfloat16; parameters, residuals, norms, softmax and "
+        "loss stay in float32")
 
 flags.register_validator("model_name", lambda name: re.fullmatch(r"\w[\w.-]*", name),
                          "must be letters, digits, '_', '-' and '.', not beginning with '-' or '.'")
@@ -82,20 +71,23 @@ flags.register_validator("save_every", lambda text: re.fullmatch(r"0*[1-9]\d*m?"
                          "must be a number of steps, or of minutes as in 10m")
 cli.begin(__name__)
 
-with cli.quiet():  # TensorFlow greets where it is loaded: after --help, which does without it
+with cli.quiet():  # TensorFlow prints when it is imported; --help does without it
     import data_utils
     from layers import KINDS, as_letters, from_letters, letters
     from support import devices
-    from training.recording import NullRun, Run, configuration, fingerprint, has_begun
+    from support.versions import versions
+    from training.recording import NullRecorder, Recorder, configuration, fingerprint, has_begun
     from training.scoring import exp
     from training.trained_run import TrainedRun, take_weights
     from training.trainer import Trainer
 
 
 def main(_):
-    cli.tensorflow_text()  # or say now why it does not load: the end of an epoch needs it
+    cli.tensorflow_text()  # fails now if it does not load: the end of an epoch needs it
     data_dir, folder = Path(DATA_DIR.value), run_dir()
-    metadata, settings = data_utils.read_metadata(data_dir), settings_of_flags(architecture())
+    metadata = data_utils.read_metadata(data_dir)
+    take_sizes()
+    settings = settings_of(flags.FLAGS.flag_values_dict(), architecture())
     config = configuration(own_flags(), settings, metadata)
     device, on_gpu = devices.prepare(MIXED_PRECISION.value)
     strategy = devices.strategy(DISTRIBUTE.value)
@@ -109,40 +101,40 @@ def main(_):
     if strategy.num_replicas_in_sync > 1:
         device = f"{strategy.num_replicas_in_sync} x {device}"
 
-    recorder = Run if devices.is_chief(strategy) else NullRun
-    with contextlib.closing(recorder(folder, config, data_dir, trainer.state)) as run:
+    make_recorder = Recorder if devices.is_chief(strategy) else NullRecorder
+    with contextlib.closing(make_recorder(folder, config, data_dir, trainer.state)) as recorder:
         devices.check_agreement(
             strategy, trainer.step,
             "see different checkpoints: logs/ must be a folder that all of them share")
         if trainer.step > trainer.last_step:
             raise InputError(
                 f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
-        run.describe(config, trainer.model, device, data_utils.versions())
-        tell_what_to_know(trainer, run)
+        recorder.describe(config, trainer.model, device, versions())
+        report_caveats(trainer, recorder)
         valid = None
-        with saved_when_interrupted(trainer, run) as handle_signals:
+        with saved_when_interrupted(trainer, recorder) as handle_signals:
             while trainer.state.evaluated < trainer.last_step:
-                train_epoch(trainer, run, handle_signals)
-                valid = validate(trainer, run, handle_signals)
+                train_epoch(trainer, recorder, handle_signals)
+                valid = validate(trainer, recorder, handle_signals)
             scores = {
                 "train": trainer.epoch_metrics(),
                 "valid": valid or trainer.evaluate("valid", handle_signals),
                 "test": trainer.evaluate("test", handle_signals),
             }
-            run.finish(results(trainer, scores, config, device))
+            recorder.finish(results(trainer, scores, config, device))
 
 
-def train_epoch(trainer: Trainer, run: Run, handle_signals: Callable[[], None]):
+def train_epoch(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[], None]):
     """Trains to the end of the epoch or of the run, and writes a line every `--log_every` steps.
 
-    It trains about a second at once: so long has a signal to wait.
+    Signals are handled about once a second.
     """
     start, end = trainer.step, trainer.epoch_end
     if start == end:
         return
     epoch = start // trainer.steps_per_epoch + 1
-    run.say(f"epoch {epoch} of {trainer.settings.epochs:g}, steps {start + 1:,} to {end:,} of "
-            f"{trainer.total_steps:,}, {trainer.metadata['corpus']}")
+    recorder.say(f"epoch {epoch} of {trainer.settings.epochs:g}, steps {start + 1:,} to {end:,} of "
+                 f"{trainer.total_steps:,}, {trainer.metadata['corpus']}")
     save_steps, save_seconds = save_interval()
     last_save, steps_per_second = time.monotonic(), 1
     while trainer.step < end:
@@ -154,51 +146,52 @@ def train_epoch(trainer: Trainer, run: Run, handle_signals: Callable[[], None]):
         steps_per_second, since_save = trainer.all_reduce_max(
             max(1, num_steps // seconds), time.monotonic() - last_save)
         if trainer.step in (next_line, end):
-            write_line(trainer, run)
-        if trainer.step == end:  # no save here: `validate` saves
+            write_line(trainer, recorder)
+        if trainer.step == end:  # `validate` saves
             if SEARCH in trainer.model.architecture:
-                run.heat_map(end, trainer.model.pi())
+                recorder.heat_map(end, trainer.model.pi())
         elif trainer.step == next_save or since_save >= save_seconds:
             trainer.complete_state()
-            run.save(trainer.step)
+            recorder.save(trainer.step)
             last_save = time.monotonic()
         handle_signals()
 
 
-def write_line(trainer: Trainer, run: Run):
-    """Writes a line to the console and the log, and its numbers to TensorBoard."""
+def write_line(trainer: Trainer, recorder: Recorder):
+    """Writes a line to console and log, and its numbers to TensorBoard."""
     loss, speed = trainer.end_line()
     step, perplexity = trainer.step, exp(loss)
     remaining = round((trainer.last_step - step) * trainer.wall_seconds() / step)
-    run.progress(
+    recorder.progress(
         step / trainer.last_step,
         f"step {step:,}/{trainer.last_step:,}  loss {loss:.4f}  "
         f"ETA {datetime.timedelta(seconds=remaining)}  {speed:,.0f} tokens/s  "
         f"perplexity {perplexity:.2f}  lr {trainer.learning_rate:.3e}  tau {trainer.tau:.4f}")
-    run.scalars("train", step, {
-        "loss": loss, "perplexity": perplexity, "training/learning_rate": trainer.learning_rate,
-        "training/tau": trainer.tau, "training/tokens_per_second": speed})
+    recorder.scalars("train", step, {
+        "metrics/loss": loss, "metrics/perplexity": perplexity,
+        "training/learning_rate": trainer.learning_rate, "training/tau": trainer.tau,
+        "training/tokens_per_second": speed})
     if SEARCH in trainer.model.architecture:
-        run.pi(step, trainer.model.pi())
+        recorder.pi(step, trainer.model.pi())
 
 
-def validate(trainer: Trainer, run: Run, handle_signals: Callable[[], None]) -> dict:
-    """Scores the validation split and saves. Returns its metrics."""
-    if trainer.state.line.targets > 0:  # --max_steps now ends the run within an epoch
-        write_line(trainer, run)
+def validate(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[], None]) -> dict:
+    """Evaluates the validation split and saves. Returns its metrics."""
+    if trainer.state.line.targets > 0:  # --max_steps ended the run within an epoch
+        write_line(trainer, recorder)
     valid = trainer.evaluate("valid", handle_signals)
     trainer.state.evaluated.assign(trainer.step)
     trainer.complete_state()
-    run.evaluation(trainer.step, valid)
+    recorder.evaluation(trainer.step, valid)
     try:
-        run.text(trainer.step, *trainer.write_text())
-    finally:  # a failed sample must not cost an epoch
-        run.save(trainer.step, last=trainer.step == trainer.last_step)
+        recorder.text(trainer.step, *trainer.write_text())
+    finally:  # if the sample text fails, the epoch is saved all the same
+        recorder.save(trainer.step, last=trainer.step == trainer.last_step)
     return valid
 
 
 def results(trainer: Trainer, scores: dict, config: dict, device: str) -> dict:
-    """What results.json tells of a run."""
+    """The content of results.json."""
     model, totals = trainer.model, trainer.state.run
     seconds = trainer.wall_seconds()
     return {
@@ -206,43 +199,16 @@ def results(trainer: Trainer, scores: dict, config: dict, device: str) -> dict:
         "train_seconds": float(totals.seconds),
         "tokens_per_second": float(totals.targets) / seconds, **scores, "pi": model.pi().tolist(),
         "architecture": as_letters(model.most_likely()), "parameters": model.count_params(),
-        "versions": data_utils.versions(), "device": device, "flags": config["flags"],
+        "versions": versions(), "device": device, "flags": config["flags"],
     }
 
 
 # --------------------------------------------------------------------------------------------------
-# What the flags say
+# The meaning of the flags
 
 
 def run_dir() -> Path:
     return Path(LOGS_DIR.value) / MODEL_NAME.value
-
-
-def architecture() -> list[str]:
-    """The kind of each block.
-
-    Raises:
-      InputError: --architecture is none of what it may be, or names a run that has not finished.
-    """
-    text = ARCHITECTURE.value or SEARCH
-    if INIT_FROM.value and not ARCHITECTURE.value:
-        resumed = has_begun(run_dir())
-        text = (TrainedRun(run_dir()).flags["architecture"] if resumed
-                else TrainedRun(Path(INIT_FROM.value)).architecture)
-    if text == SEARCH:
-        return [SEARCH] * NUM_LAYERS.value
-    if text == "random":
-        choice = [layer.letter for layer in KINDS.values()]
-        text = "".join(np.random.default_rng(flags.FLAGS.seed).choice(choice, NUM_LAYERS.value))
-    elif not set(text) <= set(letters()) and Path(text).is_dir():
-        text = TrainedRun(Path(text)).architecture
-    if not set(text) <= set(letters()):
-        raise InputError(f"unknown architecture '{text}': neither search nor random, nor a letter "
-                         f"({', '.join(letters())}) for each block, nor the folder of a run")
-    if NUM_LAYERS.value not in (len(text), NUM_LAYERS.default):
-        raise InputError(f"--num_layers={NUM_LAYERS.value} has no effect: "
-                         f"the architecture, {text}, has {len(text)} layers")
-    return from_letters(text)
 
 
 def own_flags() -> dict:
@@ -251,8 +217,54 @@ def own_flags() -> dict:
     return {flag.name: flag.value for flag in own}
 
 
+def is_run(text: str | None) -> bool:
+    """Whether --architecture names the folder of a run rather than layer types."""
+    return bool(text) and not set(text) <= set(letters()) and Path(text).is_dir()
+
+
+def source_run() -> TrainedRun | None:
+    """The run whose sizes, and maybe weights, this one takes: itself, if it has begun."""
+    folder = INIT_FROM.value or (ARCHITECTURE.value if is_run(ARCHITECTURE.value) else None)
+    if folder is None:
+        return None
+    return TrainedRun(run_dir() if has_begun(run_dir()) else Path(folder))
+
+
+def take_sizes():
+    """Gives the flags of sizes that are not on the command line the values of `source_run`."""
+    if source := source_run():
+        for name in SIZES:
+            if not flags.FLAGS[name].present:
+                flags.FLAGS[name].value = getattr(source.settings, name)
+
+
+def architecture() -> list[str]:
+    """The layer type of each block.
+
+    Raises:
+      InputError: --architecture is not valid, or names a run that has not finished.
+    """
+    text = ARCHITECTURE.value or SEARCH
+    if is_run(ARCHITECTURE.value) or INIT_FROM.value and not ARCHITECTURE.value:
+        source = source_run()
+        text = (source.flags["architecture"] if source.folder == run_dir()
+                else source.architecture)
+    if text == SEARCH:
+        return [SEARCH] * NUM_LAYERS.value
+    if text == "random":
+        choice = [layer.letter for layer in KINDS.values()]
+        text = "".join(np.random.default_rng(flags.FLAGS.seed).choice(choice, NUM_LAYERS.value))
+    if not set(text) <= set(letters()):
+        raise InputError(f"unknown architecture '{text}': use search, random, a letter for each "
+                         f"block ({', '.join(letters())}), or the folder of a run")
+    if NUM_LAYERS.value not in (len(text), NUM_LAYERS.default):
+        raise InputError(f"--num_layers={NUM_LAYERS.value} has no effect: "
+                         f"the architecture, {text}, has {len(text)} layers")
+    return from_letters(text)
+
+
 def save_interval() -> tuple[float, float]:
-    """The steps and the seconds after which to save, one of them infinite."""
+    """Steps and seconds between checkpoints; one of them is infinite."""
     number = int(SAVE_EVERY.value.rstrip("m"))
     return (math.inf, 60 * number) if SAVE_EVERY.value.endswith("m") else (number, math.inf)
 
@@ -265,24 +277,24 @@ def next_multiple(step: int, interval: float) -> float:
 # Around the training
 
 
-def tell_what_to_know(trainer: Trainer, run: Run):
-    """Says what a reader of the results should know of data, layers and schedule."""
+def report_caveats(trainer: Trainer, recorder: Recorder):
+    """Reports properties of data, layers and schedule that a reader of the results must know."""
     for split, entry in trainer.metadata["splits"].items():
         if unknown := entry["unknown_characters"]:
-            run.say(f"{split}: word perplexity and bits per byte not given: "
-                    f"{unknown:,} characters are unknown to the tokenizer")
+            recorder.say(f"{split}: word perplexity and bits per byte not given: "
+                         f"{unknown:,} characters are unknown to the tokenizer")
     if trainer.settings.latency_weight:
         times = [f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.latency())]
-        run.say("milliseconds per window: " + ", ".join(times))
+        recorder.say("milliseconds per window: " + ", ".join(times))
     warmup_steps = trainer.settings.warmup_steps
     if warmup_steps >= trainer.total_steps:
-        run.say(f"the warm-up of {warmup_steps:,} steps does not end within the "
-                f"{trainer.total_steps:,} of the run: the learning rate never falls")
+        recorder.say(f"the warm-up of {warmup_steps:,} steps does not end within the "
+                     f"{trainer.total_steps:,} of the run: the learning rate never falls")
 
 
 @contextlib.contextmanager
-def saved_when_interrupted(trainer: Trainer, run: Run) -> Iterator[Callable[[], None]]:
-    """A block that signals stop only where it calls the function that it is given.
+def saved_when_interrupted(trainer: Trainer, recorder: Recorder) -> Iterator[Callable[[], None]]:
+    """Inside the block, signals wait until it calls the function that it gets; then it saves.
 
     If one of several workers gets a signal, all of them stop.
     """
@@ -291,9 +303,9 @@ def saved_when_interrupted(trainer: Trainer, run: Run) -> Iterator[Callable[[], 
             number, = trainer.all_reduce_max(waiting[0] if waiting else 0)
             if number:
                 trainer.complete_state()
-                run.save(trainer.step, last=True)
-                run.say(f"interrupted at step {trainer.step:,} and saved: "
-                        "the same command goes on from here")
+                recorder.save(trainer.step, last=True)
+                recorder.say(f"interrupted at step {trainer.step:,} and saved: "
+                             "to resume, repeat the command")
                 trainer.all_reduce_max(0)  # no worker leaves before the chief has saved
                 raise cli.Interrupted(int(number))
 

@@ -1,7 +1,7 @@
-"""The kinds of layer that a block may be. Another one is a class, and a line here.
+"""The layer types. To add one, write a subclass of `Kind` and register it in `KINDS`.
 
-What a search weighs, the letters of architectures, costs, latency table and pictures follow from
-`KINDS`. `ops` holds what they compute with, `draws` the randomness of a step.
+The choices of a search, the letters of architectures, costs, latencies and pictures all follow from
+`KINDS`. `ops` holds shared operations, `draws` the random numbers of a step.
 """
 
 from typing import Sequence
@@ -15,14 +15,14 @@ KINDS: dict[str, type[Kind]] = {
     "dense": FeedForward,
     "identity": Identity,
 }
-SEARCH = "search"  # a block that is a mixture of all kinds
+SEARCH = "search"  # a block that mixes all layer types
 
 
 def letters() -> dict[str, str]:
-    """{letter: kind} of every kind of block.
+    """{letter: layer type}, with s for search.
 
     Raises:
-      ValueError: two have the same letter.
+      ValueError: two layer types have the same letter.
     """
     by_letter = {"s": SEARCH}
     for kind, layer in KINDS.items():
@@ -34,19 +34,19 @@ def letters() -> dict[str, str]:
 
 
 def as_letters(architecture: Sequence[str]) -> str:
-    """An architecture, the kind of each block, as text."""
+    """An architecture, the layer type of each block, as letters."""
     letter_of = {kind: letter for letter, kind in letters().items()}
     return "".join(letter_of[kind] for kind in architecture)
 
 
 def from_letters(text: str) -> list[str]:
-    """The kind of each block of an architecture that is written as text."""
+    """The layer type of each block of an architecture given as letters."""
     return [letters()[letter] for letter in text]
 
 
 def without_identity(architecture: str) -> str:
-    """The letters of an architecture that are layers: aaiiad and aaaidi are one network, aaad.
+    """An architecture without its identities: aaiiad and aaaidi are the same network, aaad.
 
-    As it is, where nothing would be left.
+    Unchanged if it is identity alone.
     """
     return architecture.replace(Identity.letter, "") or architecture

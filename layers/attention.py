@@ -13,11 +13,11 @@ MASKED = -1e9  # added to a score that must not count
 
 
 def score_bias(seq_len: int, mem_len: int, filled):
-    """What is added to the scores: 0 where query i may see key j <= M + i, if a token filled it.
+    """The causal mask, added to the scores: 0 if query i may see key j, that is j <= M + i.
 
     Args:
       seq_len, mem_len: T, M.
-      filled: how many of the M memory positions, the last ones, hold tokens.
+      filled: the number of memory positions, from the end, that hold tokens; the others are masked.
 
     Returns:
       float32 [T, C].
@@ -28,7 +28,7 @@ def score_bias(seq_len: int, mem_len: int, filled):
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
-    """Encodings of the distances length - 1 ... 0, float32 [length, width]."""
+    """Sinusoidal encodings of the distances length - 1 ... 0, float32 [length, width]."""
     distance = np.arange(length - 1, -1, -1.0)[:, None]
     frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
     angle = distance * frequency  # [length, width / 2]
@@ -38,9 +38,9 @@ def sinusoids(length: int, width: int) -> np.ndarray:
 def relative_shift(x):
     """Turns scores by distance into scores by key: out[..., i, j] = x[..., i, j + T - i].
 
-    Column c of `x` belongs to distance C - c, column 0 to none. Where the right side lies beyond
-    the last column, j > M + i, the result is a neighbour's value, for the causal mask to remove
-    (Dai et al. 2019, appendix B).
+    Column c of `x` belongs to distance C - c; column 0 is padding. For j > M + i, beyond the last
+    column, the result is a neighbour's value, which the causal mask removes (Dai et al. 2019,
+    appendix B).
 
     Args:
       x: [H, B, T, C + 1].
@@ -58,7 +58,7 @@ class RelativeAttention(Kind):
     """Multi-head attention with relative positions."""
 
     letter = "a"
-    needs_memory = True
+    needs_memory = attends = True
 
     def __init__(self, sizes: Sizes, **kwargs):
         super().__init__(sizes, **kwargs)
@@ -72,11 +72,11 @@ class RelativeAttention(Kind):
         self.built = True
 
     def call(self, x, context, bias):
-        """Attends from each position of x to memory and to the positions of x up to itself.
+        """Attends from each position of x to the memory and to x up to that position.
 
         Args:
           x: [B, T, D].
-          context: [B, C, D], the memory of what came before x, and x.
+          context: [B, C, D], the memory followed by x.
           bias: [T, C], added to the scores: `score_bias`.
 
         Returns:
@@ -85,10 +85,10 @@ class RelativeAttention(Kind):
         return linear(self.attend(x, context, bias)[0], self.output_kernel)  # [B, T, D]
 
     def attend(self, x, context, bias):
-        """What the heads gather, [B, T, D]; and the weights of their attention, [H, B, T, C]."""
+        """The concatenated outputs of the heads, [B, T, D], and their weights, [H, B, T, C]."""
         B, T, D = x.shape
         H, C = self.sizes.num_heads, context.shape[1]
-        scale = (D // H) ** -0.5  # of the scores; applied to the small weights on their left side
+        scale = (D // H) ** -0.5  # of the scores; applied to the weights, which are smaller
         u = tf.reshape(self.content_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         v = tf.reshape(self.position_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])  # [B, T, H, D/H]

@@ -1,4 +1,4 @@
-"""The dense layer: D -> F -> D with ReLU, at each position by itself.
+"""The dense layer: D -> F -> D with ReLU, applied to each position.
 
 B batch, T sequence length, D model width, F inner width.
 """
@@ -12,7 +12,7 @@ from layers.ops import linear
 class FeedForward(Kind):
     """The dense layer.
 
-    The outer kernel is stored as [D, F]: its gradient is then the faster matrix product.
+    The outer kernel is stored as [D, F], which makes its gradient a faster matrix product.
     """
 
     letter = "d"
@@ -27,7 +27,7 @@ class FeedForward(Kind):
         self.built = True
 
     def call(self, x):
-        """Computes the inner width in two halves, which two cores take side by side.
+        """Computes the inner width in two halves, so that two cores can share the work.
 
         Args:
           x: [B, T, D].

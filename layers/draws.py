@@ -1,25 +1,25 @@
-"""Random numbers that depend on their key alone, so that a run resumes exactly."""
+"""Random numbers that depend on their key alone, so that runs resume exactly."""
 
 import math
 
 import tensorflow as tf
 
-PHILOX = 1  # TensorFlow's number of the algorithm
-PHILOX_HALVES = 8  # 16-bit numbers that one count of Philox gives
+PHILOX = 1  # TensorFlow's id of the algorithm
+PHILOX_HALVES = 8  # 16-bit numbers per count of Philox
 
 
 class Draws:
     """Random numbers keyed by (seed, step, place): the same key always gives the same numbers.
 
-    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as key;
-    step and place are the upper half of its counter, and the numbers of one draw run through the
-    lower half. Where a batch is cut into shares, for replicas or one after another, each draws its
-    part of what the whole batch would draw.
+    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as key.
+    Step and place form the upper half of its counter; the numbers of one draw count in the lower
+    half. If a batch is split into shares, for replicas or one after another, each share draws its
+    part of the numbers of the whole batch.
 
     Args:
       seed: below 2^31.
-      step: of training, an integer tensor below 2^31.
-      share, shares: which of how many equal shares of the rows of a batch this is.
+      step: the training step, an integer tensor below 2^31.
+      share, shares: the number of this share, and how many equal shares the batch has.
     """
 
     def __init__(self, seed: int, step, share=0, shares: int = 1):
@@ -27,7 +27,7 @@ class Draws:
         self._share, self._shares = tf.cast(share, tf.int64), shares
 
     def gumbel(self, shape):
-        """Gumbel(0, 1) noise, float32; the same for all shares: they agree on the architecture."""
+        """Gumbel(0, 1) noise, float32; the same in all shares, which train one architecture."""
         uniform = (tf.cast(self._bits(shape, place=0), tf.float64) + 0.5) / 2**32
         return tf.cast(-tf.math.log(-tf.math.log(uniform)), tf.float32)
 
@@ -38,8 +38,8 @@ class Draws:
     def dropout_mask(self, place: int, shape, rate: float):
         """A dropout mask: boolean, true with probability 1 - `rate`, to 16 bits.
 
-        Every `place` of the network has its own number. Where the elements of a share are not
-        divisible by `PHILOX_HALVES`, the shares draw other masks than the whole batch would.
+        Every use in the network has its own `place`. Unless `PHILOX_HALVES` divides the number of
+        elements of a share, the shares draw other masks than the whole batch would.
         """
         size = math.prod(shape)
         counts = -(-size // PHILOX_HALVES)

@@ -1,4 +1,4 @@
-"""What every kind of layer tells of itself.
+"""The interface of a layer type.
 
 B batch, T sequence length, M memory length, C = M + T context, D model width.
 """
@@ -10,7 +10,7 @@ import keras
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a network from which its layers are built.
+    """The sizes of the layers of a network.
 
     Attributes:
       d_model: D, model width.
@@ -26,36 +26,39 @@ class Sizes:
 
 
 class Kind(keras.layers.Layer):
-    """A layer that a block may have, from [B, T, D] to [B, T, D].
+    """A layer type: a layer from [B, T, D] to [B, T, D] for a block.
 
     Attributes:
-      letter: stands for this kind where an architecture is written as text.
-      post_norm: the block gives LayerNorm(x + Dropout(layer(x))); otherwise layer(x) as it is.
-      needs_memory: it looks at other positions than its own, and is called with (x, context, bias):
-        `context` [B, C, D] is the memory and x, what follows a position included; `bias` [T, C] is
-        0 where position i may see j, and -1e9 where j comes later or no token has filled it. A kind
-        without memory is called with (x) alone: one position at a time must give the same.
+      letter: stands for this layer type in the letters of an architecture.
+      post_norm: the block computes LayerNorm(x + Dropout(layer(x))) instead of layer(x).
+      needs_memory: the layer depends on other positions and is called with (x, context, bias):
+        `context` [B, C, D] is the memory followed by x; `bias` [T, C] is 0 if position i may see
+        position j, and -1e9 if j comes later or holds no token. Without memory, the layer is called
+        with (x) and must treat each position by itself.
+      attends: it has a method `attend(x, context, bias)` that returns attention weights [H, B, T,
+        C] second, for pictures.
     """
 
     letter: str
     post_norm = True
     needs_memory = False
+    attends = False
 
     def __init__(self, sizes: Sizes, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.sizes = sizes
 
     def weight(self, name: str, shape: list[int], initializer: str = "glorot_uniform"):
-        """A variable that is trained."""
+        """A trainable variable."""
         return self.add_weight(shape=shape, initializer=initializer, name=name)
 
     def multiply_adds(self, B: int, T: int) -> float:
-        """Those of its matrix products for a window, forward."""
+        """The multiply-adds of its matrix products for a window, forward."""
         raise NotImplementedError
 
 
 class Identity(Kind):
-    """The kind that leaves its input as it is (Mandava et al. 2020, section 3)."""
+    """Returns its input (Mandava et al. 2020, section 3)."""
 
     letter = "i"
     post_norm = False

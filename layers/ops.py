@@ -1,4 +1,4 @@
-"""Products in the precision of their input, and gradients written out because they are faster.
+"""Matrix products in the precision of their input, and gradients written out for speed.
 
 N rows, I inputs and O outputs of a kernel, D model width.
 """
@@ -50,10 +50,8 @@ def layer_norm(x, scale, offset):
 def linear_cross_entropy(x, rows, bias, labels):
     """The negative log-likelihood of labels under softmax(x rows^T + bias).
 
-    It takes few passes over the logits.
-
-    The gradient of the logits, (p - onehot) dy, is never made: dy multiplies the narrow sides, and
-    onehot is looked up there.
+    Needs few passes over the logits: their gradient, (p - onehot) dy, is never materialized. dy
+    multiplies the narrow matrices instead, and onehot becomes a lookup in them.
 
     Args:
       x: float32 [N, I].

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Does the network that a search finds predict as well as others at a lower cost? Searches for one epoch, without a price of time and
-# with several, all with the first seed. Then trains alone, for two epochs with every seed, the networks that they found, attention in
-# every block, attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores what was trained alone,
-# prints it and draws quality over cost.
-# It takes two cores some hours. It may be stopped: the same command goes on. Flags given here go to every training, searches too:
-# recipes/compare.sh --d_ffn=512. Less of it: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
+# Compares the networks found by searches with others of the same width. Searches with the first seed for one epoch, without and with
+# several prices of time. Then trains with every seed for two epochs: the found networks, attention in every block, attention and dense
+# in turn (Transformer-XL), dense in every block, and ten random picks. Scores these, prints a table and plots quality over cost.
+# Takes hours on two cores. To resume, repeat the command. Flags apply to every training: recipes/compare.sh --d_ffn=512
+# A smaller comparison: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
@@ -20,13 +19,13 @@ for flag in "$@"; do
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac
 done
-home=~ first_seed=${seeds%% *} trained= searches= # ~ is known without HOME too
+home=~ first_seed=${seeds%% *} trained= searches= # bash knows ~ even without HOME
 case $logs in
   "~" | "~/"*) logs=$home${logs#\~} ;;
   "~"*) fail "--logs_dir=$logs: write the path without ~" ;;
 esac
 [ -n "$first_seed" ] || fail "SEEDS is empty"
-case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks: PICKS=\"iddaaa aaaidi\"" ;; esac
+case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks, such as PICKS=\"iddaaa aaaidi\"" ;; esac
 
 training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings"
 search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1"
@@ -34,25 +33,25 @@ alone="--epochs=2"
 mkdir -p "$logs"
 all="$training $search $alone $*"
 if [ -e "$logs/compare_flags" ] && [ "$all" != "$(cat "$logs/compare_flags")" ]; then
-  fail "$logs has a comparison with other flags ($(cat "$logs/compare_flags")): choose another --logs_dir"
+  fail "$logs holds a comparison with other flags ($(cat "$logs/compare_flags")): choose another --logs_dir"
 fi
 echo "$all" >"$logs/compare_flags"
 
-train() { # name, flags: once
+train() { # name, flags; does nothing if trained already
   [ -e "$logs/compare_$1/results.json" ] || bash "$project/train.sh" --model_name="compare_$1" $training "${@:2}"
 }
 
-train_alone() { # name, letters, seed, flags: once
+train_alone() { # name, letters, seed, flags; notes the run for the comparison
   case ,$trained, in *,"$logs/compare_$1",*) return ;; esac
   train "$1" $alone --architecture="$2" --seed="$3" "${@:4}"
   trained+=${trained:+,}$logs/compare_$1
 }
 
-found() { # name of a search: its letters
+found() { # name of a search; prints its letters
   sed -n 's/^  "architecture": "\([a-z]*\)".*/\1/p' "$logs/compare_$1/results.json"
 }
 
-blocks() { # letters, over and over: one for each block
+blocks() { # letters; repeats them until each block has one
   local all=
   while [ "${#all}" -lt "$layers" ]; do all+=$1; done
   echo "${all:0:layers}"
@@ -70,7 +69,7 @@ for seed in $seeds; do
   for letters in $networks; do train_alone "${letters}_$seed" "$letters" "$seed" "$@"; done
   for pick in $picks; do
     letters=$(blocks "$pick")
-    case " $networks " in *" $letters "*) continue ;; esac # it is trained already
+    case " $networks " in *" $letters "*) continue ;; esac # trained already
     train_alone "random_${letters}_$seed" "$letters" "$seed" "$@"
   done
 done

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# The SuperNet at the size of the paper's experiments on WikiText-103, Transformer-XL base: 32 blocks to search where that has 16
-# layers of attention and dense. On 8 GPUs a batch of 256 rows is 32 rows for each. Flags given here come last and win.
-# Where several machines train, make the data on one of them first, by the line below.
-# Vocabulary, cutoffs and schedule are ours: the paper's vocabulary is 267,735 words.
+# A search at the paper's size on WikiText-103: 32 blocks of Transformer-XL base, which has 16 layers of attention and dense.
+# 256 rows are 32 rows for each of 8 GPUs. With several machines, first make the data on one of them by the line below.
+# Vocabulary, cutoffs and schedule are ours; the paper's vocabulary is 267,735 words. Later flags win.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# WikiText-2 by words, the task of the published tables: 33,278 different tokens with [EOS], none unknown, case kept. The perplexity
-# of this run compares with theirs: docs/results.md has both. A search takes hours on two cores; --architecture=adadad trains the
-# network of that page. Flags given here come last and win.
+# WikiText-2 by words, the task of the published tables: 33,278 different tokens with [EOS], none unknown, case kept. Its perplexity
+# compares with theirs (docs/results.md). A search takes hours on two cores; --architecture=adadad trains the network of that page.
+# Later flags win.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"

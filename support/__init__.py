@@ -1,4 +1,1 @@
-"""What no reader of the paper needs; it knows of no network.
-
-How commands start and fail, files, texts, devices, checkpoints, pictures.
-"""
+"""Infrastructure: commands, files, texts, devices, checkpoints, pictures. It knows no networks."""

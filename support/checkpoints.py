@@ -1,9 +1,8 @@
 """Checkpoints that are complete or absent.
 
-Each is a folder, named by its step, with the SHA-256 of every file in it. A checkpoint is written
-under another name and then renamed, so a process that is killed leaves the earlier ones as they
-were. What became of a file later, torn, truncated or with a bit turned, its SHA-256 tells. Nothing
-in a checkpoint is ever executed.
+A checkpoint is a folder named by its step, with the SHA-256 of each of its files. It is written
+under another name and then renamed, so a process that is killed leaves earlier checkpoints intact.
+The SHA-256 reveals later damage. Reading a checkpoint never executes anything.
 """
 
 import contextlib
@@ -20,16 +19,12 @@ from support import cli, files
 from support.cli import InputError
 
 HASHES = "sha256.json"
-FILE_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)  # as TensorFlow names the files of a checkpoint
 REPLACED = ".replaced"
 STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def by_path(variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
-    """Keras variables as a checkpoint takes them.
-
-    It does not look into Keras' own lists of variables.
-    """
+    """Keras variables by path, as `tf.train.Checkpoint` tracks them."""
     return {variable.path: variable.value for variable in variables}
 
 
@@ -38,8 +33,8 @@ class Checkpoints:
 
     Args:
       folder: where they are, or will be.
-      run_id: of the run that they belong to; None if that is unknown.
-      keep: how many of them.
+      run_id: of the run that they belong to; None if unknown.
+      keep: how many to keep.
 
     Raises:
       InputError: TensorFlow would read the path of the folder as a pattern.
@@ -50,10 +45,10 @@ class Checkpoints:
         self._folder, self._run_id, self._keep = folder, run_id, keep
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, rising.
+        """The steps of the checkpoints, ascending.
 
         Raises:
-          InputError: the folder is there, and cannot be read.
+          InputError: the folder cannot be read.
         """
         try:
             names = os.listdir(self._folder)
@@ -64,37 +59,25 @@ class Checkpoints:
         return sorted(int(name) for name in names if STEP.fullmatch(name))
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with the checkpoint of a step: the file and why.
-
-        None if it is as it was written.
-        """
+        """What is wrong with a checkpoint, in one line; None if it is intact."""
         folder = self._folder / str(step)
         try:
-            record = files.read_json(folder / HASHES, ["checkpoint", "step", "run_id"])
-            hashes = record["checkpoint"]
-            if not isinstance(hashes, dict) or not all(map(FILE_NAME.fullmatch, hashes)):
-                return f"{folder / HASHES} does not list the files beside it"
-            if record["step"] != step:
-                return f"{folder} was renamed: it is the checkpoint of another step"
+            record = files.read_json(folder / HASHES, ["checkpoint", "run_id"])
             if self._run_id and record["run_id"] != self._run_id:
                 return f"{folder} belongs to another run"
-            for name, sha256 in hashes.items():
+            for name, sha256 in record["checkpoint"].items():
                 if files.sha256(folder / name) != sha256:
                     return f"{folder / name} is damaged"
-            if more := set(os.listdir(folder)) - {HASHES, *hashes}:
-                return f"{folder / HASHES} does not list {min(more)!a}"
         except InputError as error:
             return str(error)
         except OSError as error:
             return f"{error.filename}: {error.strerror}"
 
     def save(self, state: tf.train.Checkpoint, step: int):
-        """Writes the checkpoint of a step, in place of an earlier one of that step.
-
-        Those that are then too many are removed.
+        """Writes a checkpoint, replaces an earlier one of the same step, removes the oldest.
 
         Raises:
-          OSError: it cannot be written; the earlier ones are as they were.
+          OSError: it cannot be written; earlier checkpoints are unchanged.
         """
         folder = self._folder / str(step)
         partial, removed = self._folder / "partial", self._folder / "removed"
@@ -109,8 +92,7 @@ class Checkpoints:
                 for path in paths:
                     files.sync(path)
                 hashes = {path.name: files.sha256(path) for path in paths}
-                files.write_json(partial / HASHES, {
-                    "checkpoint": hashes, "step": step, "run_id": self._run_id})
+                files.write_json(partial / HASHES, {"checkpoint": hashes, "run_id": self._run_id})
                 if folder.exists():
                     folder.rename(folder.with_suffix(REPLACED))
                 partial.rename(folder)
@@ -121,23 +103,11 @@ class Checkpoints:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def shapes(self, step: int) -> dict[str, list[int]]:
-        """The weights in the checkpoint of a step, by their path."""
-        reader = tf.train.load_checkpoint(str(self._folder / str(step) / "state"))
-        shapes = {}
-        for key, shape in reader.get_variable_to_shape_map().items():
-            if key.startswith("weights/"):
-                escaped = key.split("/")[1]  # as TensorFlow writes a name: . is .., / is .S
-                shapes[escaped.replace(".S", "/").replace("..", ".")] = list(shape)
-        return shapes
-
     def restore(self, state: tf.train.Checkpoint, step: int):
-        """Gives every variable of `state` its value in the checkpoint of a step.
-
-        The checkpoint is not damaged.
+        """Restores every variable of `state` from an intact checkpoint.
 
         Raises:
-          InputError: the checkpoint has not what `state` needs.
+          InputError: the checkpoint lacks a variable of `state`, or has it in another shape.
         """
         path = self._folder / str(step) / "state"
         try:
@@ -148,20 +118,20 @@ class Checkpoints:
             reason = cli.printable(str(error).splitlines()[0], 200)
             raise InputError(f"cannot restore {path}: {reason}") from None
 
-    def restore_last(self, state: tf.train.Checkpoint, tell: Callable[[str], None]) -> int | None:
-        """Restores the last checkpoint that is as it was written, and tells of those that are not.
+    def restore_last(self, state: tf.train.Checkpoint, say: Callable[[str], None]) -> int | None:
+        """Restores the last intact checkpoint, and reports those that are damaged.
 
         Returns:
-          Its step; None where there is no checkpoint at all.
+          Its step; None if there are no checkpoints.
 
         Raises:
-          InputError: none can be restored.
+          InputError: all checkpoints are damaged.
         """
         self._put_back()
         steps = self.steps()
         for step in reversed(steps):
             if damage := self.damage(step):
-                tell(f"{damage}: the checkpoint before is taken")
+                say(f"{damage}: using the checkpoint before it")
                 continue
             self.restore(state, step)
             return step
@@ -170,20 +140,16 @@ class Checkpoints:
                              f"delete {self._folder.parent} to train from the start")
 
     def _put_back(self):
-        """Puts a checkpoint back in its place where there is none.
-
-        The process was killed before that which should replace it was there.
-        """
+        """Undoes a replacement that a killed process left half done."""
         for replaced in self._folder.glob(f"*{REPLACED}"):
             if not replaced.with_suffix("").exists():
-                with contextlib.suppress(FileNotFoundError):  # another worker was quicker
+                with contextlib.suppress(FileNotFoundError):  # another worker was faster
                     replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
-        """The checkpoints to remove when that of `step` has been written.
+        """The steps to remove after that of `step` was written.
 
-        They are all but the last few, and those of later steps, which were damaged or belong to a
-        past that was lost.
+        Later ones are damaged, or belong to a past that was lost.
         """
         steps = self.steps()
         last = steps.index(step) + 1

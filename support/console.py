@@ -1,73 +1,59 @@
-"""Standard output: what it cannot show, when it goes away, and a bar for long work."""
+"""Standard output that survives a closed pipe and a full disk, and a progress bar."""
 
+import contextlib
 import io
 import logging
 import os
 import shutil
 import sys
+from typing import Iterator
 
 BAR = 20  # columns
 
 
-def open_standard_streams():
-    """Gives this process the streams that it was started without, and a better standard output.
-
-    That shows what it can of a text, writes each line at once, and tells in its errors what it is.
-    """
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed: no other file may get its number
-            os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))
+def open_standard_output():
+    """Replaces `sys.stdout`: it writes each line at once and escapes characters it cannot show."""
     sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace",
                          line_buffering=True)
-    sys.__stdout__ = sys.stdout  # where shutil looks for the width of the terminal
-
-
-def redraw(text: str):
-    """Draws a line over the last one; nothing where standard output is no terminal."""
-    if sys.stdout.isatty():
-        print(f"\r{text}", end="", flush=True)
+    sys.__stdout__ = sys.stdout  # shutil asks it for the width of the terminal
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output. After an error what is written goes nowhere."""
-
-    may_fail = False  # if true, errors are dropped
+    """Standard output that leads nowhere after its first error, so that the exit cannot fail."""
 
     def write(self, text: str) -> int:
-        try:
+        with self._failing_once():
             super().write(text)
-        except OSError as error:
-            self._give_up(error)
         return len(text)
 
     def flush(self):
-        try:
+        with self._failing_once():
             super().flush()
-        except OSError as error:
-            self._give_up(error)
 
-    def _give_up(self, error: OSError):
-        if self.may_fail and not isinstance(error, BrokenPipeError):
-            return  # a disk may get room again
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
-        if self.may_fail:
-            return
-        if isinstance(error, BrokenPipeError):
-            raise error
-        raise OSError(f"cannot write to standard output: {error.strerror}") from None
+    @contextlib.contextmanager
+    def _failing_once(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise OSError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def redraw(text: str):
+    """Replaces the current line of a terminal; does nothing if standard output is not one."""
+    if sys.stdout.isatty():
+        _write("\r" + _cut(text))
 
 
 class Console(logging.Handler):
-    """Lines on the console, and a bar on a terminal; the program goes on when it has gone."""
+    """Log lines and a progress bar on standard output; its errors are ignored."""
 
     def __init__(self):
         super().__init__(logging.INFO)
-        if isinstance(sys.stdout, _Output):
-            sys.stdout.may_fail = True
-        self._bar = ""  # that is being shown
+        self._bar = ""  # on display
 
     def emit(self, record: logging.LogRecord):
         """Writes a line."""
@@ -75,15 +61,24 @@ class Console(logging.Handler):
         self._bar = ""
 
     def progress(self, fraction: float, text: str):
-        """Draws a bar over the last one, and a text beside it; or writes the text as a line."""
+        """Redraws the bar with a text beside it; without a terminal, writes the text as a line."""
         if not sys.stdout.isatty():
             self._write(text + "\n")
             return
         done = round(BAR * fraction)
-        columns = shutil.get_terminal_size().columns - 1
-        bar = f"[{'=' * done}{' ' * (BAR - done)}] {text}"[:columns]
-        self._write("\r" + bar.ljust(len(self._bar)))
+        bar = _cut(f"[{'=' * done}{' ' * (BAR - done)}] {text}")
+        self._write("\r" + _cut(bar.ljust(len(self._bar))))
         self._bar = bar
 
     def _write(self, text: str):
-        print(text, end="", flush=True)
+        with contextlib.suppress(OSError):
+            _write(text)
+
+
+def _write(text: str):
+    print(text, end="", flush=True)
+
+
+def _cut(text: str) -> str:
+    """A text short enough not to wrap on the terminal."""
+    return text[:shutil.get_terminal_size().columns - 1]

@@ -1,57 +1,55 @@
-"""TensorBoard's event files: what is in them, as far as they are whole; and writing them."""
+"""TensorBoard's event files: writing them so that no event is lost, and reading curves."""
 
 import contextlib
-import re
 import time
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Iterable, Iterator
 
+import numpy as np
+import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from support import cli, files
-
-tf = cli.tensorflow()
-
-NAME = "events.out.tfevents.{:010}"
+from support import files
 
 
 class EventLog:
-    """Writes the TensorBoard events of a folder; what the disk does not take waits until it does.
+    """Writes the TensorBoard events of a folder. Events wait in memory while the disk is full.
 
-    TensorFlow's own writer loses events without a word where a disk is full.
+    TensorFlow's own writer silently loses events when the disk is full. TensorBoard reads the files
+    in the order of their names. A file begins with the step from which it repeats what earlier
+    files hold, and TensorBoard drops that part of them.
 
     Args:
-      folder: where they are, or will be.
-      after: the events of later steps are removed: they will be recorded again.
-      tell: is called with a line about each file that is damaged.
+      folder: where to write.
+      after: the step of the checkpoint from which the run resumes; -1 for a new run.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder is not writable.
     """
 
-    def __init__(self, folder: Path, after: int, tell: Callable[[str], None]):
+    def __init__(self, folder: Path, after: int):
         self._folder, self._flushed = folder, after
-        self._waiting = []  # what was recorded after that step
-        self._open(tell)
+        self._waiting = []  # recorded after that step
+        self._open()
 
     def record(self, step: int, values: Iterable):
-        """Writes an event of a step: values for TensorBoard, such as `summary_values` makes."""
+        """Writes an event of a step: values for TensorBoard, such as those of `summary_values`."""
         event = tf.compat.v1.Event(wall_time=time.time(), step=step)
         event.summary.value.extend(values)
         self._waiting.append(event)
         if not self._failed:
-            with contextlib.suppress(tf.errors.OpError):  # the next flush tells
+            with contextlib.suppress(tf.errors.OpError):  # the next flush reports it
                 self._write([event])
 
     def flush(self, step: int):
-        """Writes what could not be written before; what is recorded later is of later steps.
+        """Writes all waiting events. All later events must be of later steps.
 
         Raises:
-          OSError: the disk does not take them.
+          OSError: the disk is full.
         """
         if self._failed:
             self.close()
-            self._open(tell=lambda line: None)
+            self._open()
             with files.named(self._folder):
                 self._write(self._waiting)
         self._waiting.clear()
@@ -61,12 +59,16 @@ class EventLog:
         with contextlib.suppress(tf.errors.OpError):
             self._writer.close()
 
-    def _open(self, tell: Callable[[str], None]):
+    def _open(self):
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         with files.named(self._folder):
             self._folder.mkdir(exist_ok=True)
-            last = _forget(self._folder, self._flushed, tell)
-            self._writer = tf.io.TFRecordWriter(str(self._folder / NAME.format(last + 1)))
-            self._write([tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2")])
+            path = self._folder / f"events.out.tfevents.{time.time_ns():020}"
+            self._writer = tf.io.TFRecordWriter(str(path))
+            self._write([
+                tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"),
+                tf.compat.v1.Event(
+                    wall_time=time.time(), step=self._flushed + 1, session_log=start)])
 
     def _write(self, events: list):
         self._failed = True
@@ -77,7 +79,7 @@ class EventLog:
 
 
 def summary_values(plugin: str, tensors: dict) -> list:
-    """Tensors by their tags, for a plugin of TensorBoard: `scalars`, `images`, `text`, ..."""
+    """Tensors by tag, as values of a TensorBoard plugin: `scalars`, `images`, `text`, ..."""
     values = []
     for tag, tensor in tensors.items():
         value = tf.compat.v1.Summary.Value(tag=tag, tensor=tf.make_tensor_proto(tensor))
@@ -86,67 +88,26 @@ def summary_values(plugin: str, tensors: dict) -> list:
     return values
 
 
-def read_events(path: Path) -> tuple[list, str | None]:
-    """The events of a file, and what is wrong with it.
+def read_events(path: Path) -> Iterator:
+    """Yields the events of a file, up to the first damage.
 
-    Most often its last one is damaged, where the process was killed while it wrote.
-
-    Returns:
-      `tf.compat.v1.Event`s, up to the first damage; what that is, or None.
+    The last event is often incomplete: the process was killed while it wrote.
     """
-    events = []
-    if not path.is_file():
-        return events, f"{path} is not a regular file"
-    try:
+    with contextlib.suppress(tf.errors.OpError, DecodeError):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            events.append(tf.compat.v1.Event.FromString(record))
-    except (tf.errors.OpError, DecodeError):
-        return events, f"{path} is damaged after its first {len(events):,} events"
-    return events, None
+            yield tf.compat.v1.Event.FromString(record)
 
 
-def _forget(folder: Path, after: int, tell: Callable[[str], None]) -> int:
-    """Removes the events of steps after `after`, and sets aside what is no events file.
-
-    Returns:
-      The largest number in the names of those that remain, -1 where there is none: in the order of
-      their names TensorBoard reads files.
-    """
-    last = -1
+def curves(folder: Path, plugin: str = "scalars") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The steps [S] and values [S, ...] of each tag of a plugin, as TensorBoard shows them."""
+    by_tag = {}
     for path in sorted(folder.glob("events*")):
-        recorded, damage = read_events(path)
-        if damage and not recorded:
-            aside = _unused(path.with_name(f"set-aside-{path.name}"))
-            tell(f"{path} is no events file: it is now {aside}")
-            path.rename(aside)
-            continue
-        if damage:
-            tell(f"{damage}: the others, up to step {after:,}, are lost")
-        kept = [event for event in recorded if event.step <= after]
-        if len(kept) <= 1:  # the first tells the version of the format
-            path.unlink()
-            continue
-        _replace(path, kept)  # a writer that failed may still have the old file
-        if number := re.match(r"events\.out\.tfevents\.(\d+)", path.name):
-            last = max(last, int(number[1]))
-    return last
-
-
-def _unused(path: Path) -> Path:
-    """A path, with more letters where there is such a file."""
-    while path.exists():
-        path = path.with_name(f"{path.name}_")
-    return path
-
-
-def _replace(path: Path, events: list):
-    """Writes an events file anew; if it cannot be written, it is as it was."""
-    partial = path.with_name("partial")
-    partial.unlink(missing_ok=True)
-    try:
-        with tf.io.TFRecordWriter(str(partial)) as writer:
-            for event in events:
-                writer.write(event.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        for event in read_events(path):
+            if event.HasField("session_log"):
+                by_tag = {tag: {step: value for step, value in by_step.items() if step < event.step}
+                          for tag, by_step in by_tag.items()}
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == plugin:
+                    by_tag.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor)
+    return {tag: (np.array(sorted(by_step)), np.array([by_step[step] for step in sorted(by_step)]))
+            for tag, by_step in by_tag.items() if by_step}

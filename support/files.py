@@ -1,4 +1,4 @@
-"""Files that appear as a whole or not at all, and that tell when they have been changed."""
+"""Files that are written as a whole or not at all, with checksums that show changes."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from support import cli
 from support.cli import InputError
 
 BLOCK_BYTES = 1 << 20
-MOST_JSON = 1 << 26  # bytes of a JSON file
+MAX_JSON_BYTES = 1 << 26
 
 
 class NotWritten(OSError):
@@ -23,7 +23,7 @@ class NotWritten(OSError):
 
 
 def blocks(path: Path, start: int = 0, end: float = math.inf) -> Iterator[bytes]:
-    """The content of a file, or of a part of it in bytes, a block at once."""
+    """Reads a file, or the bytes from `start` to `end`, block by block."""
     with open(path, "rb") as file:
         file.seek(start)
         while block := file.read(int(min(BLOCK_BYTES, end - file.tell()))):
@@ -31,7 +31,7 @@ def blocks(path: Path, start: int = 0, end: float = math.inf) -> Iterator[bytes]
 
 
 def digest(content: Iterable[bytes], name: str = "sha256") -> str:
-    """A hash of blocks of bytes, one after another, in hexadecimal."""
+    """The hash of a sequence of blocks, in hexadecimal."""
     hasher = hashlib.new(name)
     for block in content:
         hasher.update(block)
@@ -39,20 +39,20 @@ def digest(content: Iterable[bytes], name: str = "sha256") -> str:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal.
+    """The SHA-256 of a regular file, in hexadecimal.
 
     Raises:
-      InputError: it is no file, but a device or a pipe.
+      InputError: the path is a device, a pipe or a folder.
     """
     check_regular(path)
     return digest(blocks(path))
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a file that may be a stranger's.
+    """Reads an untrusted file.
 
     Raises:
-      InputError: it is no file, but a device or a pipe, or has more than `most` bytes.
+      InputError: the path is a device, a pipe or a folder, or has more than `most` bytes.
     """
     check_regular(path)
     if path.stat().st_size > most:
@@ -61,23 +61,23 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def check_regular(path: Path):
-    """Raises InputError if a path is a device, a pipe or a folder, which may block who opens it."""
+    """Raises InputError if a path is a device, a pipe or a folder: opening one may block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path} is not a regular file")
 
 
 def write_whole(path: Path, content: bytes):
-    """Writes a file, and the folders above it, so that it appears complete or not at all.
+    """Writes a file as a whole or not at all, and creates the folders above it.
 
     Raises:
-      OSError: it cannot be written; it is named, and what was there before still is.
+      NotWritten: it cannot be written. An older file is still there.
     """
     partial = path.with_name(path.name + ".partial")
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.unlink(missing_ok=True)
-            with open(partial, "xb") as file:  # a new file, not one that a link leads to
+            with open(partial, "xb") as file:  # never through a link
                 file.write(content)
             sync(partial)
             partial.replace(path)
@@ -86,26 +86,25 @@ def write_whole(path: Path, content: bytes):
 
 
 def write_json(path: Path, content: dict):
-    """Writes a JSON file as a whole, with a checksum of all the rest."""
+    """Writes a JSON file as a whole, with a checksum of its content."""
     text = json.dumps(content | {"checksum": _checksum(content)}, indent=2) + "\n"
     write_whole(path, text.encode())
 
 
 def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
-    """What `write_json` wrote, without the checksum.
+    """Reads a file of `write_json`, without the checksum.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      InputError: it is not what was written, or is another file's content, without the keys that
-        are `needed`.
+      FileNotFoundError: the file is missing.
+      InputError: it is damaged, or lacks a key that is `needed`.
     """
     try:
-        content = json.loads(read_bytes(path, MOST_JSON))
+        content = json.loads(read_bytes(path, MAX_JSON_BYTES))
         if content.pop("checksum", None) != _checksum(content):
-            raise ValueError("its checksum is of another content")
+            raise ValueError("wrong checksum")
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
     if missing := set(needed) - content.keys():
         raise InputError(f"{path} was written by another program, or another version of this one: "
@@ -118,7 +117,7 @@ def _checksum(content: dict) -> str:
 
 
 def refuse_links(folder: Path):
-    """Raises InputError if a link in a folder would lead what is written there out of it."""
+    """Raises InputError if a folder contains a symbolic link: writing could leave the folder."""
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
             if os.path.islink(path := os.path.join(parent, name)):
@@ -126,23 +125,23 @@ def refuse_links(folder: Path):
 
 
 def check_no_pattern(path: Path):
-    """Raises InputError if TensorFlow would read a path as a pattern of names."""
+    """Raises InputError if TensorFlow would read a path as a glob pattern."""
     if found := set(str(path)) & set("*?[]\\"):
         raise InputError(f"{path} cannot be used: TensorFlow reads {min(found)} as part of a "
                          "pattern; rename the folder")
 
 
 def sync(path: Path):
-    """Waits until a file is on the disk."""
+    """Waits until a file is on disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder for this process, until it ends or closes it.
+    """Locks an open file or folder until this process ends or closes it.
 
     Returns:
-      False where another process has locked it.
+      False if another process holds the lock.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,10 +154,7 @@ def lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Gives the errors of a block that writes the name of what could not be written.
-
-    TensorFlow's errors get it too.
-    """
+    """Turns OSError and TensorFlow's errors in a block into NotWritten, which names the path."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What there is to say of a command's flags: for --help, and for docs/flags.md."""
+"""Describes the flags of a command."""
 
 import re
 import textwrap
@@ -6,11 +6,11 @@ from typing import Iterator
 
 from absl import flags
 
-from support import cli
+from support import flag_types
 
 
 def help_text(name: str, doc: str) -> str:
-    """The answer to --help: what a module's docstring says, and its flags, by group."""
+    """The answer to --help: a module's docstring, and its flags by group."""
     lines = [doc.strip()]
     for title, defined in flags_of(name).items():
         lines += ["", f"{title or 'Flags'}:"]
@@ -22,8 +22,8 @@ def help_text(name: str, doc: str) -> str:
 
 
 def flags_of(module: str) -> dict[str, list[flags.Flag]]:
-    """The flags that a module has defined, by the title of their group; "" where they have none."""
-    titles = {name: title for title, names in cli.GROUPS.items() for name in names}
+    """{title of a group: its flags} of a module; the title "" holds flags without a group."""
+    titles = {name: title for title, names in flag_types.GROUPS.items() for name in names}
     groups = {}
     for flag in flags.FLAGS.get_flags_for_module(module):
         groups.setdefault(titles.get(flag.name, ""), []).append(flag)
@@ -31,21 +31,21 @@ def flags_of(module: str) -> dict[str, list[flags.Flag]]:
 
 
 def described(flag: flags.Flag) -> tuple[str, str, str]:
-    """A flag's default, the values that it may have, and what it does."""
+    """A flag's default, its allowed values, and its help."""
     default = flag.default
     if isinstance(default, bool):
         default = str(default).lower()
     elif isinstance(default, list):
         default = ",".join(map(str, default))
     values = "; ".join(_allowed(flag))
-    if "other than None" in values:  # absl's words for a flag that must be given
+    if "other than None" in values:  # absl's words for a required flag
         default, values = "", "required"
-    text = re.sub(r"^<.*?>: ", "", flag.help)  # without what absl adds
+    text = re.sub(r"^<.*?>: ", "", flag.help)  # absl adds the type of some flags
     return "" if default is None else str(default), values, text
 
 
 def _allowed(flag: flags.Flag) -> Iterator[str]:
-    """What values a flag may have, by its type and by its validators."""
+    """The allowed values of a flag, from its type and its validators."""
     parser = flag.parser
     if hasattr(parser, "enum_values"):
         yield ", ".join(parser.enum_values)
@@ -53,7 +53,7 @@ def _allowed(flag: flags.Flag) -> Iterator[str]:
         yield f"{parser.lower_bound:,} to {parser.upper_bound:,}"
     elif getattr(parser, "lower_bound", None) is not None:
         yield f"{parser.lower_bound:,} or more"
-    elif isinstance(parser, cli.IntegersParser):
+    elif isinstance(parser, flag_types.IntegersParser):
         yield parser.syntactic_help
     for check in flag.validators:
         if check.get_flags_names() == [flag.name] and check.message != "Flag validation failed":

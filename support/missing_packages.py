@@ -1,6 +1,6 @@
-"""Prints the requirements that this Python does not meet, a line each: missing_packages.py FILE...
+"""Prints the requirements that this Python does not meet, one a line: missing_packages.py FILE...
 
-environment.sh runs it with Pythons that may have no package at all.
+environment.sh runs it with interpreters that may have no packages.
 """
 
 import sys
@@ -10,7 +10,7 @@ TENSORFLOWS = ("tensorflow", "tensorflow-cpu")  # two packages of one library
 
 
 def installed(name: str) -> str | None:
-    """The version of a package."""
+    """The version of a package, or None."""
     for package in TENSORFLOWS if name == "tensorflow" else [name]:
         try:
             return version(package)
@@ -20,9 +20,7 @@ def installed(name: str) -> str | None:
 
 
 def text_requirement(tensorflow_version: str) -> str:
-    """The tensorflow-text that loads with a TensorFlow: of its minor version, and not a broken one.
-
-    2.21.0 lacks a symbol of ICU.
+    """The tensorflow-text of TensorFlow's minor version; 2.21.0 is broken: it lacks an ICU symbol.
     """
     major, minor, *_ = tensorflow_version.split(".")
     broken = ",!=2.21.0" if (major, minor) == ("2", "21") else ""
@@ -30,18 +28,18 @@ def text_requirement(tensorflow_version: str) -> str:
 
 
 def missing(lines: list[str]) -> list[str]:
-    """The requirements that are not met; tensorflow-text must fit TensorFlow's minor version."""
+    """The unmet requirements; tensorflow-text must match TensorFlow's minor version."""
     from packaging.requirements import Requirement
 
-    found = {}
+    unmet = {}
     for requirement in map(Requirement, lines):
         tensorflow = installed("tensorflow")
-        if requirement.name == "tensorflow-text" and tensorflow and "tensorflow" not in found:
+        if requirement.name == "tensorflow-text" and tensorflow and "tensorflow" not in unmet:
             requirement = Requirement(text_requirement(tensorflow))
         have = installed(requirement.name)
         if have is None or not requirement.specifier.contains(have, prereleases=True):
-            found[requirement.name] = str(requirement)
-    return list(found.values())
+            unmet[requirement.name] = str(requirement)
+    return list(unmet.values())
 
 
 if __name__ == "__main__":
@@ -52,5 +50,5 @@ if __name__ == "__main__":
         requirements += [line for line in lines if line and not line.startswith("#")]
     try:
         print(*missing(requirements), sep="\n")
-    except ImportError:  # TensorFlow needs packaging: it is not here either
+    except ImportError:  # no packaging, which TensorFlow requires: nothing is installed
         print(*requirements, sep="\n")

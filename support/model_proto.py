@@ -1,13 +1,13 @@
-"""What we read and write of a SentencePiece model file, as a protocol buffer.
+"""The protocol buffer of a SentencePiece model, as far as this project uses it.
 
-The sentencepiece package describes all of it, in a form that only one version of protobuf can load:
-often another than TensorFlow's. Fields that are not named here stay as they are. The numbers are
-those of SentencePiece's sentencepiece_model.proto.
+The sentencepiece package contains the full description, but in a form that only one version of
+protobuf can load, often not TensorFlow's. The numbers are those of sentencepiece_model.proto. Other
+fields are preserved.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-UNKNOWN, CONTROL, BYTE = 2, 3, 6  # types of a piece
+UNKNOWN, CONTROL, BYTE = 2, 3, 6  # types of pieces
 Field = descriptor_pb2.FieldDescriptorProto
 
 MESSAGES = {  # name -> fields: name, number, type, default
@@ -25,7 +25,6 @@ MESSAGES = {  # name -> fields: name, number, type, default
 
 
 def _model_proto():
-    """The class of such a message."""
     file = descriptor_pb2.FileDescriptorProto(name="model.proto", package="model", syntax="proto2")
     for message, fields in MESSAGES.items():
         described = file.message_type.add(name=message)

@@ -4,200 +4,185 @@ import os
 import re
 from pathlib import Path, PurePath
 
-from support.cli import InputError
-from support.corpora import SPLITS, Corpus, Part, Text, next_break, shown, whole_file
+from support.cli import InputError, printable
+from support.corpora import SPLITS, Corpus, Part, Text, next_break, whole_file
 
-HELD_OUT = 0.05  # of a text that has no splits, for each of the last two
-# The names of each split; case is ignored.
+HELD_OUT = 0.05  # default share of validation, and of test
+# The names of each split, in any case.
 WORDS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
 ANY_WORD = re.compile(rf"(?<![a-z])({'|'.join(WORDS.values())}|training|testing|eval)(?![a-z])")
 
 
-def is_to_split(folder: Path) -> bool:
-    """Whether a folder has no splits of its own."""
-    return not (folder.is_dir() and any(_splits_within(folder).values()))
+def from_file(path: Path, valid_fraction: float = HELD_OUT,
+              test_fraction: float = HELD_OUT) -> Corpus:
+    """One file, cut into train, valid and test.
 
-
-def _splits_within(folder: Path) -> dict[str, list[str]]:
-    """The names of what may be each split: files, and folders that hold texts."""
-    _, folders, names = next(os.walk(folder, onerror=_refuse))
-    found = {}
-    for split, words in WORDS.items():
-        is_file = re.compile(rf"({words})\.txt|wiki\.({words})\.(tokens|raw)", re.I).fullmatch
-        is_folder = re.compile(words, re.I).fullmatch
-        found[split] = sorted(
-            [name for name in names if is_file(name) and (folder / name).is_file()]
-            + [name for name in folders if is_folder(name) and _files_within(folder / name)[0]])
-    return found
+    Raises:
+      InputError: it is missing, empty, too short or not a file.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: use --input_dir")
+    if not path.exists():
+        raise InputError(f"{path} is missing")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file: save the text as one first")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty")
+    return _split(printable(path.stem), [path], valid_fraction, test_fraction)
 
 
 def from_folder(folder: Path, valid_fraction: float = HELD_OUT,
                 test_fraction: float = HELD_OUT) -> Corpus:
     """A folder with train, valid and test: `.txt`, `wiki.*.tokens`, `wiki.*.raw`, or folders.
 
-    Or it has any `.txt` files, which are split as one text. What is taken and how much is left out
-    is printed.
+    Otherwise all `.txt` files are joined and cut into splits. Prints which files it uses and how
+    many it leaves out.
 
     Raises:
-      InputError: it is no folder, cannot be read as a whole, or has no text; or what its splits are
-        is not clear.
+      InputError: the folder is missing or not readable, has no text, lacks a split, or the split of
+        a file is ambiguous.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: use --input_text")
     if not folder.exists():
-        raise InputError(f"there is no folder {folder}")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: --input_text takes files")
-    name = shown(folder.resolve().name)
-    splits = _splits_within(folder)
+        raise InputError(f"{folder} is missing")
+    name, splits = printable(folder.resolve().name), _splits_within(folder)
     if any(splits.values()):
         return Corpus(name, _texts_of(folder, splits))
     texts, others = _files_within(folder)
     if not texts:
-        raise InputError(f"{folder} holds no .txt files: {_left_out(others)}")
+        raise InputError(f"{folder} contains no .txt files: {_left_out(others)}")
     _check_no_splits(folder, texts)
-    print(f"{folder}: {len(texts)} text file(s), from {shown(texts[0])} to {shown(texts[-1])}; "
-          f"{_left_out(others)}")
+    print(f"{folder}: {len(texts)} text file(s), from {printable(texts[0])} to "
+          f"{printable(texts[-1])}; {_left_out(others)}")
     return _split(name, [folder / text for text in texts], valid_fraction, test_fraction)
 
 
+def has_splits(folder: Path) -> bool:
+    """Whether a folder has splits of its own."""
+    return folder.is_dir() and any(_splits_within(folder).values())
+
+
+def _splits_within(folder: Path) -> dict[str, list[str]]:
+    """The files and folders of text that are named like each split."""
+    _, folders, names = next(os.walk(folder, onerror=_refuse))
+    found = {}
+    for split, words in WORDS.items():
+        is_file = re.compile(rf"({words})\.txt|wiki\.({words})\.(tokens|raw)", re.I).fullmatch
+        is_folder = re.compile(words, re.I).fullmatch
+        found[split] = sorted(
+            [name for name in names if is_file(name)]
+            + [name for name in folders if is_folder(name) and _files_within(folder / name)[0]])
+    return found
+
+
 def _texts_of(folder: Path, splits: dict[str, list[str]]) -> dict[str, Text]:
-    """The text of each split of a folder, of what `_splits_within` has found.
+    """The text of each split in a folder.
 
     Raises:
-      InputError: a split is missing, or is there twice.
+      InputError: a split is missing or present twice.
     """
     for split, names in splits.items():
         if len(names) > 1:
-            raise InputError(f"{folder} holds both {shown(names[0])} and {shown(names[1])}: "
-                             f"leave one of them there as {split}")
+            raise InputError(f"{folder} contains both {printable(names[0])} and "
+                             f"{printable(names[1])}: keep one of them as {split}")
         if not names:
-            there = shown(next(names[0] for names in splits.values() if names))
+            there = next(names[0] for names in splits.values() if names)
             raise InputError(f"{folder} contains {there} but no {split}.txt: add it, or rename "
                              f"{there} if it is not a split")
-    taken, texts = [], {}
+    used, texts = [], {}
     others = [name for name in os.listdir(folder) if [name] not in splits.values()]
     for split, [name] in splits.items():
         if (folder / name).is_file():
             texts[split] = whole_file(folder / name)
-            taken.append(name)
+            used.append(name)
             continue
         within, left_out = _files_within(folder / name)
         parts = [part for text in within for part in whole_file(folder / name / text).parts]
-        texts[split] = Text(shown(name), parts)
-        taken.append(f"{name}/ ({len(within)} text file(s))")
+        texts[split] = Text(name, parts)
+        used.append(f"{name}/ ({len(within)} text file(s))")
         others += [f"{name}/{other}" for other in left_out]
-    print(f"{folder}: {shown(', '.join(taken))}; {_left_out(others)}")
+    print(f"{folder}: {', '.join(used)}; {_left_out(others)}")
     return texts
 
 
 def _left_out(others: list[str]) -> str:
-    """What is said of files that are no part of a text; of `.txt` files rather than of others."""
-    left_out = f"{len(others)} other file(s) or folder(s) left out"
-    if others:
-        first = min(others, key=lambda name: (not _is_text(name), _natural_order(name)))
-        left_out += f", such as {shown(first)}"
-    return left_out
+    """How many files are left out, with an example."""
+    if not others:
+        return "nothing left out"
+    example = printable(min(others))
+    return f"{len(others)} other file(s) or folder(s) left out, such as {example}"
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is that of a text; hidden files and Word's locks are none."""
-    return name.lower().endswith(".txt") and not name.startswith((".", "~$"))
+    """Whether a name is that of a text: not hidden, not Word's lock file, not output of ours."""
+    return (name.lower().endswith(".txt") and not name.startswith((".", "~$"))
+            and name != "unigram_counts.txt")
 
 
 def _check_no_splits(folder: Path, texts: list[str]):
-    """Raises InputError where texts to be joined are splits, by names that differ in this alone."""
-    named = {}  # {where, and the rest of the name: {word for a split: path}}
+    """Raises InputError if names of texts, or of their folders, differ only in a split's name."""
+    alike = {}  # {name without words for splits: {its words: path}}
     for text in texts:
-        for path in (PurePath(text), *PurePath(text).parents):
-            if match := ANY_WORD.search(name := path.name.lower()):
-                rest = re.sub("[0-9]+", "0", name[:match.start()] + "/" + name[match.end():])
-                named.setdefault((path.parent, rest), {})[match[0]] = path
-    for paths in named.values():
+        for path in map(str, (PurePath(text), *PurePath(text).parents)):
+            words = tuple(ANY_WORD.findall(path.lower()))
+            rest = re.sub("[0-9]+", "0", ANY_WORD.sub("*", path.lower()))
+            alike.setdefault(rest, {})[words] = path
+    for paths in alike.values():
         if len(paths) > 1:
-            one, other, *_ = map(str, paths.values())
+            one, other, *_ = map(printable, paths.values())
             raise InputError(
-                f"{folder} holds {shown(one)} and {shown(other)}, which would be joined: name "
-                "splits train.txt, valid.txt and test.txt, and give the folder that they are in")
+                f"{folder} contains {one} and {other}, which would be joined: name splits "
+                "train.txt, valid.txt and test.txt, and pass the folder that contains them")
 
 
 def _files_within(folder: Path) -> tuple[list[str], list[str]]:
-    """The `.txt` files of a folder and the folders within it, and the other files.
+    """The texts in a folder and its subfolders, and the other files and hidden folders.
 
-    Links are followed, and no file comes twice. Hidden files and folders, those that macOS adds to
-    archives, what Word writes beside an open file, and data that were made here are no texts.
+    Links are followed.
 
     Raises:
       InputError: a folder cannot be read.
     """
-    texts, others, seen = [], [], {folder.resolve()}
+    texts, others = [], []
     for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         inside = Path(path).relative_to(folder)
         hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
         others += [f"{inside / name}/" for name in hidden]
-        visible = sorted(set(folders) - set(hidden))
-        folders[:] = [name for name in visible if _is_new(Path(path, name), seen)]
-        if {"metadata.json", "tokenizer.model"} <= set(names):
-            others.append(f"{inside}/")
-            folders.clear()
-            continue
-        for name in sorted(names):
-            file = Path(path, name)
-            is_text = _is_text(name) and file.is_file() and _is_new(file, seen)
+        folders[:] = [name for name in folders if name not in hidden]
+        for name in names:
+            is_text = _is_text(name) and Path(path, name).is_file()
             (texts if is_text else others).append(str(inside / name))
-    return sorted(texts, key=_natural_order), sorted(others, key=_natural_order)
+    return sorted(texts, key=_natural_order), others
 
 
 def _refuse(error: OSError):
-    raise InputError(f"{shown(error.filename)} cannot be read ({error.strerror}): "
+    raise InputError(f"{printable(error.filename)} cannot be read ({error.strerror}): "
                      "make it readable, or move it elsewhere") from None
 
 
-def _is_new(path: Path, seen: set[Path]) -> bool:
-    """Whether what a path leads to is not in `seen`, where it is from now on."""
-    before = len(seen)
-    seen.add(path.resolve())
-    return len(seen) > before
-
-
 def _natural_order(path: str) -> list:
-    """A key that sorts names with numbers by these: chapter 2 before chapter 10."""
+    """A sort key by which chapter2 comes before chapter10."""
     key = []
     for name in path.split("/"):
         parts = re.split("([0-9]+)", name)
-        key.append([int(part) if part.isdecimal() else part for part in parts])
+        key.append([int(part) if odd % 2 else part for odd, part in enumerate(parts)])
     return key
 
 
-def from_file(path: Path, valid_fraction: float = HELD_OUT,
-              test_fraction: float = HELD_OUT) -> Corpus:
-    """One file, split contiguously into train, valid and test.
+def _split(name: str, paths: list[Path], valid_fraction: float, test_fraction: float) -> Corpus:
+    """Joins files and cuts them into splits, as `next_break` cuts.
 
     Raises:
-      InputError: it is missing, empty or a folder.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: --input_dir takes folders")
-    if not path.exists():
-        raise InputError(f"{path} is missing")
-    if not path.is_file():
-        raise InputError(f"{path} is no regular file: save it as one first")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty")
-    return _split(shown(path.stem), [path], valid_fraction, test_fraction)
-
-
-def _split(name: str, paths: list[Path], valid_fraction: float, test_fraction: float) -> Corpus:
-    """Files, one after another, split contiguously.
-
-    A split begins at the next line end, or where lines are very long at the next space or
-    character.
+      InputError: a split would be empty.
     """
     size = sum(path.stat().st_size for path in paths)
     train_end = round(size * (1 - valid_fraction - test_fraction))
     valid_end = round(size * (1 - test_fraction))
     bounds = [0, train_end, valid_end, size]
-    whole = shown(paths[0].name) if len(paths) == 1 else name
+    whole = printable(paths[0].name) if len(paths) == 1 else name
     texts = {split: Text(f"{split} part of {whole}", []) for split in SPLITS}
-    start = 0  # of the file, in the whole text
+    start = 0  # of the file, in the joined text
     for path in paths:
         end = path.stat().st_size
         cuts = [next_break(path, min(max(bound - start, 0), end)) for bound in bounds]

@@ -1,25 +1,22 @@
-"""pydocs: a corpus of the documentation that is on every machine with Python and TensorFlow.
+"""pydocs: a corpus of the documentation of Python, numpy, keras and tensorflow.
 
-It is that of Python, numpy, keras and tensorflow.
+Every machine that runs this project has it. It is about as large as WikiText-2.
 """
 
 import ast
 import importlib.util
-import inspect
 import sysconfig
 from pathlib import Path
 from typing import Iterator
 
 from support import files
-from support.cli import InputError
 from support.corpora import SPLITS, Corpus, whole_file
 
 
 def make(folder: Path) -> Corpus:
-    """A stand-in of WikiText-2's size for machines without network.
+    """Writes the corpus into a folder: docstrings, 90/5/5, whole modules per split.
 
-    It is docstrings, whole modules per split, 90/5/5. The source files are parsed, never imported,
-    in a fixed order; a text that appeared before is left out.
+    Source files are parsed in a fixed order, never imported. Repeated texts are left out.
     """
     splits = {split: [] for split in SPLITS}
     for number, document in enumerate(_documents()):
@@ -31,17 +28,14 @@ def make(folder: Path) -> Corpus:
 
 
 def _documents() -> Iterator[str]:
-    """The docstrings of one source file after another, and the topics of Python's own help."""
+    """The docstrings of one source file after another."""
     seen = set()
     for path in _source_files():
         try:
             tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # templates and samples that are not Python
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, parser tests
             continue
-        except (RecursionError, MemoryError):  # too deep for the parser
-            continue
-        texts = _topics(tree) if path.parent.name == "pydoc_data" else _docstrings(tree)
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in seen]
+        new = [text for text in dict.fromkeys(_docstrings(tree)) if text and text not in seen]
         seen.update(new)
         if new:
             yield "\n".join(new) + "\n"
@@ -51,11 +45,7 @@ def _source_files() -> Iterator[Path]:
     library = Path(sysconfig.get_paths()["stdlib"])
     yield from (path for path in _python_files(library) if "site-packages" not in path.parts)
     for package in ("numpy", "keras", "tensorflow"):
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            raise InputError(f"the package {package}, whose documentation is part of this corpus, "
-                             "is not installed")
-        yield from _python_files(Path(spec.origin).parent)
+        yield from _python_files(Path(importlib.util.find_spec(package).origin).parent)
 
 
 def _python_files(folder: Path) -> list[Path]:
@@ -67,11 +57,3 @@ def _docstrings(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node) or ""
-
-
-def _topics(tree: ast.AST) -> Iterator[str]:
-    """The values of pydoc_data/topics.py: one dictionary of texts."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            texts = [value.value for value in node.values if isinstance(value, ast.Constant)]
-            yield from map(inspect.cleandoc, texts)

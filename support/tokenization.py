@@ -1,8 +1,8 @@
-"""The tokenizer: a SentencePiece model that turns text into ids, and ids back into text.
+"""The tokenizer: a SentencePiece model that turns text into ids and ids into text.
 
-V vocabulary, L lines, N tokens. Bytes stand for what no piece of a tokenizer trained here covers,
-so nothing is unknown to it: a text comes back as it was normalised. Text to train on, prompts and
-text to score all go through `Tokenizer.tokenize`.
+V vocabulary, L lines, N tokens. Tokenizers trained here have a piece for every byte, so no
+character is unknown, and decoding restores the normalized text. Training text, prompts and text to
+score all pass through `Tokenizer.tokenize`.
 """
 
 import codecs
@@ -24,32 +24,31 @@ from support.corpora import Text
 PAD, BOS, EOS, UNK = range(4)
 MODEL_TYPES = ("unigram", "bpe", "char", "word")  # SentencePiece's names
 NORMALIZATIONS = ("nfkc_cf", "nfkc", "identity")
-BYTE_PIECES = 256
-SAMPLE_BYTES = 24 << 20  # of a text, about, from which a tokenizer is trained
-SENTENCE_BYTES = 16 << 10  # of these, about, at once
-# A hyphen, the marks within a number, a rare word: each is one piece where a text has it.
+RESERVED = UNK + 1 + 256  # ids: special pieces and bytes
+SAMPLE_BYTES = 24 << 20  # of text, about, to train a tokenizer on
+SENTENCE_BYTES = 16 << 10  # the sample consists of runs of about this size
+# A hyphen, separators within a number, a rare word: one piece each if the text contains them.
 WIKITEXT_WORDS = ("@-@", "@,@", "@.@", "<unk>")
-SPACE = "▁"  # how SentencePiece writes a space; in a text it is one
+SPACE = "▁"  # SentencePiece's sign for a space
 
-# What Python's str.split takes for white space, but for line ends, and what SentencePiece cannot
-# tell from it.
+# White space of Python's str.split except line ends, and SentencePiece's sign for a space.
 WHITE_SPACE = (r"[\t\v\f\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
                r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{2581}]")
-# Soft hyphen, zero-width space, a byte order mark within a text.
+# Soft hyphen, zero-width space, byte order mark.
 INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"
 
 
 def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
-    """The lines of a text as SentencePiece gets them.
+    """Splits a text into lines and cleans it for SentencePiece.
 
     Args:
       text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
-      keep_white_space: otherwise all of it becomes spaces, and characters that nobody sees are left
-        out.
-      normalization_rule_name: of the tokenizer; `identity` keeps those characters too.
+      keep_white_space: change nothing else. Otherwise all white space becomes spaces, and invisible
+        characters are removed.
+      normalization_rule_name: of the tokenizer. `identity` keeps invisible characters.
 
     Returns:
-      Strings [L], the last of which is what follows the last line end, often nothing.
+      Strings [L]. The last one follows the last line end and is often empty.
     """
     tf = cli.tensorflow()
     text = tf.strings.regex_replace(text, r"\r\n?", "\n")
@@ -66,28 +65,28 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a tokenizer is trained for, under SentencePiece's names."""
+    """How to train a tokenizer, under SentencePiece's names."""
 
     # unigram (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or
     # word
     model_type: str = "unigram"
-    # pieces, special ids and bytes among them; None: all characters or words
+    # number of pieces, with special ids and bytes; None: all characters or words
     vocab_size: int | None = None
-    # nfkc_cf folds case; nfkc keeps it, identity changes no letter
+    # nfkc_cf folds case, nfkc keeps it, identity changes no character
     normalization_rule_name: str = "nfkc_cf"
-    # share of the text whose characters are pieces, the rarest others become bytes; None:
-    # SentencePiece's own default, 0.9995, and 1 for char and word
+    # share of characters that get a piece, the rarest others become bytes; None: 0.9995
+    # (SentencePiece's default), 1 for char and word
     character_coverage: float | None = None
 
 
 def train_tokenizer(text: Text, settings: Settings) -> bytes:
-    """Trains a SentencePiece model on a sample of a text, and returns the content of its file.
+    """Trains a SentencePiece model on a sample of a text.
 
-    The same text gives the same bytes, whatever the folder and the number of cores.
+    Returns:
+      The content of the model file. It depends only on text and settings.
 
     Raises:
-      InputError: the text is empty, a word of it is too long to be a piece, or the vocabulary size
-        is more or less than it supports.
+      InputError: the text is empty, or too short or too rich for the vocabulary size.
     """
     keep_white_space = settings.model_type == "char"
     cuts_words = settings.model_type in ("unigram", "bpe")
@@ -99,12 +98,11 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
     if cuts_words:
         words = [SPACE + word for word in WIKITEXT_WORDS if f" {word}".encode() in sample]
     coverage = settings.character_coverage or (0.9995 if cuts_words else 1.0)
-    longest = 2 * (SENTENCE_BYTES + corpora.BREAK_BYTES)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_writer=model,  # a file's name would be part of the model
+            model_writer=model,  # a file name would become part of the model
             **asdict(settings) | {
                 "vocab_size": settings.vocab_size or 1 << 30,
                 "character_coverage": coverage,
@@ -117,31 +115,20 @@ def train_tokenizer(text: Text, settings: Settings) -> bytes:
             pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
             pad_piece="[PAD]", bos_piece="[BOS]", eos_piece="[EOS]",
             unk_piece="[UNK]",  # "<unk>" is a word of WikiText-2
-            max_sentence_length=longest,  # longer ones would be left out
-            num_threads=16,  # the order of sums, and so every byte, depends on it
+            # SentencePiece drops longer lines.
+            max_sentence_length=2 * (SENTENCE_BYTES + corpora.BREAK_BYTES),
+            num_threads=16,  # it changes the order of sums, and so the model
             minloglevel=2,
         )
-        with cli.quiet():  # it tells of `identity`
+        with cli.quiet():  # it warns about `identity`
             sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     except RuntimeError as error:
-        if "piece is too long" in str(error):
-            raise InputError(
-                f"--model_type={settings.model_type} does not suit {text.name}: what is between "
-                "its spaces is too long for a piece; choose unigram or char") from None
-        if not settings.vocab_size:
-            why = str(error).splitlines()[-1]
-            raise InputError(f"no tokenizer can be trained on {text.name}: {why}") from None
-        why = _what_suits(str(error), settings.vocab_size)
-        raise InputError(
-            f"--vocab_size={settings.vocab_size} does not suit {text.name}: {why}") from None
+        raise InputError(_training_fault(str(error), text.name, settings)) from None
     return model.getvalue()
 
 
 def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) -> list[bytes]:
-    """The lines of about `SAMPLE_BYTES` of a text, evenly spread over it.
-
-    They are all of it if it is no longer.
-    """
+    """The lines of about `SAMPLE_BYTES` of a text, spread evenly over it, or of all of it."""
     every = -(-text.size // SAMPLE_BYTES)
     lines = []
     for span in corpora.spans(text, every * SENTENCE_BYTES):
@@ -150,22 +137,22 @@ def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) ->
     return lines
 
 
-def _what_suits(error: str, vocab_size: int) -> str:
-    """What SentencePiece says of a vocabulary size, in one line and in the words of our flags."""
-    if vocab_size <= UNK + 1 + BYTE_PIECES:
-        return f"the special ids and the bytes are {UNK + 1 + BYTE_PIECES} already"
+def _training_fault(error: str, name: str, settings: Settings) -> str:
+    """SentencePiece's error as one line about our flags."""
+    size = f"--vocab_size={settings.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", error):
-        return f"it supports at most {most[1]} pieces"
+        return f"{size} is too large for {name}: at most {most[1]} pieces"
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
-        return (f"its characters, {BYTE_PIECES} bytes and the special ids need {least[1]} already; "
-                "a lower --character_coverage leaves rare characters to the bytes")
-    return error.splitlines()[-1]
+        return (f"{size} is too small for {name}: its characters and the {RESERVED} special ids "
+                f"and bytes need {least[1]}; a lower --character_coverage needs less")
+    return (f"SentencePiece cannot train --model_type={settings.model_type} on {name}: "
+            f"{error.splitlines()[-1]}")
 
 
 def ids_by_count(counts: np.ndarray) -> np.ndarray:
-    """The new id of each id [V].
+    """The new id of each id, [V]: special ids unchanged, then by falling count.
 
-    The special ids stay, the others follow by falling count, as the adaptive softmax expects them.
+    The adaptive softmax expects this order.
     """
     others = UNK + 1 + np.argsort(-counts[UNK + 1:], kind="stable")
     order = np.concatenate([np.arange(UNK + 1), others])  # [V]
@@ -175,10 +162,7 @@ def ids_by_count(counts: np.ndarray) -> np.ndarray:
 
 
 def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
-    """A SentencePiece model whose pieces have other ids, `new_ids` [V].
-
-    They are otherwise the same: it cuts texts alike.
-    """
+    """A SentencePiece model that splits text in the same way, but with ids `new_ids` [V]."""
     proto = model_proto.ModelProto.FromString(model)
     pieces = [copy.deepcopy(proto.pieces[old]) for old in np.argsort(new_ids)]
     del proto.pieces[:]
@@ -194,24 +178,24 @@ class Tokenizer:
     """Text -> ids -> text.
 
     Args:
-      path: of a SentencePiece model.
+      path: a SentencePiece model.
 
     Attributes:
       vocab_size: V.
-      has_bytes: whether bytes stand for what no piece covers. Otherwise that is unknown, and
-        counted.
-      keeps_white_space: whether white space stays as it is. Otherwise any run of it is one space,
-        and at the ends of a line none.
-      sentencepiece: tensorflow-text's tokenizer, which a SavedModel takes along.
+      vocabulary: the content of a .vocab file: a line per piece, with its score.
+      has_bytes: whether other characters become bytes. If not, they are unknown and counted.
+      keeps_white_space: whether white space is unchanged. If not, a run of white space becomes one
+        space, and none at the ends of a line.
+      sentencepiece: tensorflow-text's tokenizer, part of a SavedModel.
 
     Raises:
-      InputError: the file is no such model, or its special ids are others than this project's.
+      InputError: the file is not a SentencePiece model, or has other special ids.
     """
 
     def __init__(self, path: Path):
         model = path.read_bytes()
         try:
-            with cli.quiet():  # it tells of `identity`
+            with cli.quiet():  # it warns about `identity`
                 pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             proto = model_proto.ModelProto.FromString(model)
         except Exception:
@@ -230,15 +214,15 @@ class Tokenizer:
         self.sentencepiece = _sentencepiece(model)
 
     def tokenize(self, text, add_eos: bool):
-        """The ids of a text, line by line.
+        """Converts a text to ids, line by line.
 
         Args:
           text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
-          add_eos: put [EOS] where a line ends; otherwise a line end leaves no token.
+          add_eos: a line end becomes [EOS]. Otherwise it leaves no token.
 
         Returns:
-          int32 [N]; how many words the text has, which white space parts; and how many of its
-          characters are unknown.
+          The ids, int32 [N]; the number of words, separated by white space; and the number of
+          unknown characters.
         """
         tf = cli.tensorflow()
         lines = split_lines(text, self.keeps_white_space, self._normalization)  # [L]
@@ -246,23 +230,20 @@ class Tokenizer:
         if self.has_bytes:
             ids, unknown = self.sentencepiece.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
-            tokenized = self.sentencepiece.tokenize_with_offsets(lines)
-            ids, starts, ends = tokenized  # [L, ragged], of bytes
-            unknown = tf.reduce_sum(_lengths(lines, ids == UNK, starts, ends))
-        if add_eos:  # after all lines but the last, which is still open
+            ids, *offsets = self.sentencepiece.tokenize_with_offsets(lines)  # [L, ragged]
+            unknown = _unknown_characters(lines, ids, *offsets)
+        if add_eos:  # not after the last line, which has no line end
             ends = tf.fill([tf.size(lines) - 1, 1], EOS)  # [L - 1, 1]
             ids = tf.concat([tf.concat([ids[:-1], ends], axis=1), ids[-1:]], axis=0)  # [L, ragged]
         return ids.flat_values, words, unknown
 
     def decode(self, ids: Iterable[int], within_line: bool = False) -> Iterator[str]:
-        """Yields the text of one id after another.
-
-        While the bytes of a character are not complete, that is nothing.
+        """Yields the text of each id, as soon as the bytes of a character are complete.
 
         Args:
-          ids: of any length.
-          within_line: whether something stands before them in their line. A line begins with no
-            space of the tokenizer's own.
+          ids: any number of them.
+          within_line: whether the ids continue a line. At its beginning the tokenizer's own space
+            is removed.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         at_start = not within_line
@@ -276,11 +257,11 @@ class Tokenizer:
         yield decoder.decode(b"", final=True)
 
     def detokenize(self, ids, within_line):
-        """The text of ids, by the same rules as `decode`, inside of a graph.
+        """Converts ids to text like `decode`, in a graph.
 
         Args:
           ids: int32 [N].
-          within_line: boolean, as of `decode`.
+          within_line: boolean, see `decode`.
 
         Returns:
           UTF-8, a scalar string tensor.
@@ -296,7 +277,7 @@ class Tokenizer:
         return tf.strings.regex_replace(text, SPACE, " ")
 
     def shown(self, prompt):
-        """A prompt as what continues it fits: the tokenizer puts a space before a word itself."""
+        """A prompt without spaces at its end: the next piece brings its own."""
         if self.keeps_white_space:
             return prompt
         unseen = "" if self._normalization == "identity" else f"|{INVISIBLE}"
@@ -304,11 +285,11 @@ class Tokenizer:
 
 
 def _sentencepiece(model: bytes):
-    """tensorflow-text's tokenizer of a model.
+    """tensorflow-text's tokenizer for a model.
 
-    Its resource has a name, the hash of the model. One without a name would be lost whenever
-    somebody sets the seed of TensorFlow or Keras, which clears the cache of kernels. No public
-    argument of tensorflow-text sets the name.
+    Its resource is named after the hash of the model. An unnamed one is lost when the seed of
+    TensorFlow or Keras is set, which clears the cache of kernels. No public argument of
+    tensorflow-text sets the name.
     """
     text = cli.tensorflow_text()
     from tensorflow_text.python.ops import sentencepiece_tokenizer as module
@@ -327,10 +308,7 @@ def _sentencepiece(model: bytes):
 
 
 def _count_words(text):
-    """How many words a text has, which white space parts.
-
-    They are as many as there are bytes that begin one: the byte before belongs to none.
-    """
+    """The number of words of a text: bytes of a word that follow white space or nothing."""
     tf = cli.tensorflow()
     text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
     content = tf.io.decode_raw(text, tf.uint8)  # [bytes]
@@ -341,7 +319,7 @@ def _count_words(text):
 
 
 def _piece_bytes(piece) -> bytes:
-    """The UTF-8 text of a piece of a model; none for what has no text."""
+    """The UTF-8 text of a piece. Control pieces have none."""
     if piece.type == model_proto.BYTE:
         return bytes([int(piece.piece[1:-1], 16)])  # <0x41>
     if piece.type == model_proto.UNKNOWN:
@@ -349,14 +327,14 @@ def _piece_bytes(piece) -> bytes:
     return b"" if piece.type == model_proto.CONTROL else piece.piece.encode()
 
 
-def _lengths(lines, chosen, starts, ends):
-    """The number of characters of each chosen token of lines [L].
+def _unknown_characters(lines, ids, starts, ends):
+    """The number of characters of the unknown tokens in lines [L].
 
-    `chosen` and the places of tokens, in bytes, are ragged, [L, tokens].
+    `ids` and the byte offsets of tokens are ragged, [L, tokens].
     """
     tf = cli.tensorflow()
-    line = tf.gather(lines, tf.boolean_mask(chosen.value_rowids(), chosen.flat_values))
-    start = tf.boolean_mask(starts.flat_values, chosen.flat_values)
-    end = tf.boolean_mask(ends.flat_values, chosen.flat_values)
-    token = tf.strings.substr(line, start, end - start)
-    return tf.strings.length(tf.strings.strip(token), "UTF8_CHAR")
+    unknown = ids.flat_values == UNK  # [tokens]
+    line = tf.gather(lines, ids.value_rowids()[unknown])
+    start, end = starts.flat_values[unknown], ends.flat_values[unknown]
+    token = tf.strings.strip(tf.strings.substr(line, start, end - start))
+    return tf.reduce_sum(tf.strings.length(token, "UTF8_CHAR"))

@@ -1,12 +1,10 @@
-"""Kills training, and the making of data, at random moments.
-
-The end is compared with that of an undisturbed run.
+"""Kills training, and the making of data, at random moments, and compares the end with that of an
+undisturbed run.
 
     python tests/chaos.py --kills=20 --seed=1
 
-Every kill is told. The program ends with status 1 where something differs that must not: any
-weight, optimizer state, memory, total or metric; any curve of TensorBoard but those of speed; any
-byte of the data.
+It exits with status 1 if any weight, optimizer state, memory, total or metric differs, any curve of
+TensorBoard except speed, or any byte of the data.
 """
 
 import clean  # noqa: F401, I001
@@ -31,18 +29,17 @@ from conftest import PROJECT, write_corpus
 
 import data_utils
 
-DATA_FLAGS = ["--input_dir=corpus", *tiny.as_flags(**tiny.DATA, shards=2)]
+DATA_FLAGS = ["--input_dir=corpus", *tiny.as_flags(**tiny.DATA)]
 OF_A_RUN = dict(data_dir="data", model_name="run", num_layers=1, dropout_rate=0.2, save_every=40)
 TRAIN_FLAGS = tiny.as_flags(**tiny.NETWORK | tiny.TRAINING | OF_A_RUN)
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+OF_SPEED = ("wall_seconds", "train_seconds", "tokens_per_second")
+OF_A_START = ("checksum", "run_id")  # differ between any two runs
 
 
 def start(folder: Path, program: str, *given: str, python=tuple(warm.PYTHON)) -> subprocess.Popen:
-    command = [*python, "-u", PROJECT / program, *given]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([*python, "-u", PROJECT / program, *given], cwd=folder, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen):
@@ -50,19 +47,12 @@ def finish(process: subprocess.Popen):
     assert process.returncode == 0, errors
 
 
-def kill(
-    process: subprocess.Popen,
-    number: signal.Signals,
-    begun: str,
-    rng: random.Random,
-    longest: float,
-) -> bool:
-    """Sends a signal at a random moment.
-
-    It comes up to `longest` seconds after a line that begins with `begun`; now and then before.
+def kill(process: subprocess.Popen, number: signal.Signals, begun: str, rng: random.Random,
+         longest: float) -> bool:
+    """Sends a signal up to `longest` seconds after a line that starts with `begun`; rarely before.
 
     Returns:
-      Whether the process was still there.
+      Whether the process was still running.
     """
     if rng.random() < 0.2:
         time.sleep(rng.uniform(0, 4))
@@ -86,22 +76,26 @@ def events_of(folder: Path) -> tuple[dict, dict]:
     for path in sorted(folder.glob("events*")):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
+            if event.HasField("session_log"):  # TensorBoard drops what a resumed run repeats
+                scalars = {tag: {step: value for step, value in by_step.items()
+                                 if step < event.step} for tag, by_step in scalars.items()}
+                others = {tag: [step for step in steps if step < event.step]
+                          for tag, steps in others.items()}
             for value in event.summary.value:
                 content = tf.make_ndarray(value.tensor)
                 if content.shape == () and value.metadata.plugin_data.plugin_name == "scalars":
-                    assert event.step not in scalars.setdefault(value.tag, {}), (
-                        f"{value.tag} twice at step {event.step}"
-                    )
-                    scalars[value.tag][event.step] = float(content)
+                    curve = scalars.setdefault(value.tag, {})
+                    assert event.step not in curve, f"{value.tag} twice at step {event.step}"
+                    curve[event.step] = float(content)
                 else:
                     others.setdefault(value.tag, []).append(event.step)
     return scalars, others
 
 
 def state_of(folder: Path, kind: str = "checkpoints", step: int | None = None) -> dict:
-    """Every number, as bytes, of one of the `checkpoints` of a run, or of its `best` network.
+    """{name: bytes} of all numbers but seconds in a checkpoint of a run, or in its `best` network.
 
-    It is that of `step`, or the last. The seconds are left out.
+    By default that of the last step.
     """
     if step is None:
         step = max(int(path.name) for path in (folder / kind).iterdir())
@@ -114,119 +108,84 @@ def state_of(folder: Path, kind: str = "checkpoints", step: int | None = None) -
     return state
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
-    """What differs between two runs that must not."""
-    found = []
-    for kind in ("checkpoints", "best"):
-        one, other = state_of(whole, kind), state_of(killed, kind)
-        found += [
-            f"{kind}: {name}"
-            for name in sorted(one.keys() | other.keys())
-            if one.get(name) != other.get(name)
-        ]
-    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, killed)]
-    found += [
-        f"results: {name}"
-        for name in results[0]
-        if name not in ("wall_seconds", "train_seconds", "tokens_per_second", "checksum", "run_id")
-        and results[0][name] != results[1][name]
-    ]
+def everything_of(run: Path) -> dict:
+    """All parts of a run that its repetition must have."""
+    results = json.loads((run / "results.json").read_text())
+    parts = {"checkpoints": state_of(run), "best": state_of(run, "best"),
+             "results": {name: value for name, value in results.items()
+                         if name not in (*OF_SPEED, *OF_A_START)}}
     for split in ("train", "valid"):
-        (scalars, others), (killed_scalars, killed_others) = (
-            events_of(folder / split) for folder in (whole, killed)
-        )
-        (
-            scalars.pop("training/tokens_per_second", None),
-            killed_scalars.pop("training/tokens_per_second", None),
-        )
-        found += [
-            f"{split}: {tag}"
-            for tag in sorted(scalars.keys() | killed_scalars.keys())
-            if scalars.get(tag) != killed_scalars.get(tag)
-        ]
-        found += [
-            f"{split}: {tag}"
-            for tag in sorted(others.keys() | killed_others.keys())
-            if others.get(tag) != killed_others.get(tag)
-        ]
-    return found
+        parts[f"curves of {split}"], parts[f"events of {split}"] = events_of(run / split)
+    parts["curves of train"].pop("training/tokens_per_second", None)
+    return parts
+
+
+def differences(whole: Path, killed: Path) -> list[str]:
+    """The parts that differ between two runs and must not."""
+    one, other = everything_of(whole), everything_of(killed)
+    return [f"{part}: {name}" for part in one
+            for name in sorted(one[part].keys() | other[part].keys())
+            if name not in one[part] or name not in other[part]
+            or one[part][name] != other[part][name]]
 
 
 def disturb_training(folder: Path, kills: int, seed: int, longest: float = 8) -> list[str]:
-    """Trains twice in a folder that holds `data`: undisturbed, and killed so often.
-
-    Each kill comes after `longest` seconds at the longest.
+    """Trains twice in a folder with `data`: undisturbed, and killed up to `kills` times.
 
     Returns:
-      What differs in the end.
+      The differences in the end.
     """
-    rng, given = (
-        random.Random(seed),
-        [*TRAIN_FLAGS, f"--epochs={math.ceil(0.75 * longest * kills)}"],
-    )
+    rng = random.Random(seed)
+    given = [*TRAIN_FLAGS, f"--epochs={math.ceil(0.75 * longest * kills)}"]
     for name in ("whole", "killed"):
         (folder / name).mkdir()
         (folder / name / "data").symlink_to(folder / "data")
     finish(start(folder / "whole", "train.py", *given))
     log = folder / "killed" / "logs" / "run" / "training_log.log"
     for number in range(kills):
-        name = SIGNALS[number % len(SIGNALS)]
+        name = list(EXIT_CODES)[number % len(EXIT_CODES)]
         process = start(folder / "killed", "train.py", *given)
         if not kill(process, name, "epoch ", rng, longest):
-            print("the run has ended before all kills")
+            print("the run ended before all kills")
             break
         steps = re.findall(r" step (\d[\d,]*)", log.read_text()) if log.exists() else []
-        print(
-            f"kill {number + 1}: {name.name}, exit {process.returncode},",
-            f"after step {steps[-1] if steps else 0}",
-            flush=True,
-        )
-        assert process.returncode in (EXIT_CODES[name], -name), (
-            f"{name.name} ends with {process.returncode}"
-        )
+        print(f"kill {number + 1}: {name.name}, exit {process.returncode},",
+              f"after step {steps[-1] if steps else 0}", flush=True)
+        assert process.returncode in (EXIT_CODES[name], -name), process.returncode
     finish(start(folder / "killed", "train.py", *given))
     return differences(folder / "whole" / "logs" / "run", folder / "killed" / "logs" / "run")
 
 
 def disturb_data(folder: Path, kills: int, seed: int) -> list[str]:
-    """Makes data of `corpus` in a folder: undisturbed, and in place of old data, killed so often.
+    """Makes data of `corpus` in a folder: undisturbed, and, killed, in place of older data.
 
     Returns:
       The files that differ in the end.
     """
-    rng, old, output_dir = random.Random(seed), folder / "old", folder / "killed_data"
-    finish(start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={folder / 'data'}"))
-    finish(start(folder, "data_utils.py", *DATA_FLAGS, "--batch_size=2", f"--output_dir={old}"))
+    def make(output_dir: Path, *given: str) -> subprocess.Popen:
+        return start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={output_dir}", *given)
+
+    rng = random.Random(seed)
+    whole, old, killed = (folder / name for name in ("data", "old", "new"))
+    finish(make(whole))
+    finish(make(old, "--batch_size=2"))
     for number in range(kills):
-        shutil.rmtree(output_dir, ignore_errors=True)
-        shutil.copytree(old, output_dir)
-        kill(
-            start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={output_dir}"),
-            signal.SIGKILL,
-            "corpus",
-            rng,
-            longest=1.2,
-        )
-        batch_size = (
-            data_utils.read_metadata(output_dir)["batch_size"] if output_dir.exists() else None
-        )
-        print(
-            f"kill {number + 1}: the data are",
-            {2: "the old", 4: "the new", None: "not there"}[batch_size],
-            flush=True,
-        )
-    finish(start(folder, "data_utils.py", *DATA_FLAGS, f"--output_dir={output_dir}"))
+        shutil.rmtree(killed, ignore_errors=True)
+        shutil.copytree(old, killed)
+        kill(make(killed), signal.SIGKILL, "corpus", rng, longest=1.2)
+        batch_size = data_utils.read_metadata(killed)["batch_size"] if killed.exists() else None
+        found = {2: "old", tiny.BATCH_SIZE: "new", None: "gone"}[batch_size]
+        print(f"kill {number + 1}: the data are {found}", flush=True)
+    finish(make(killed))
     one, other = (
         {path.relative_to(made): path.read_bytes() for path in made.rglob("*") if path.is_file()}
-        for made in (folder / "data", output_dir)
-    )
+        for made in (whole, killed))
     return [str(name) for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how often each is killed")
     parser.add_argument("--seed", type=int, help="of the moments (default: different each time)")
     given = parser.parse_args()

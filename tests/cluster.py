@@ -1,4 +1,4 @@
-"""Several workers on this machine, over loopback, as a cluster would start them on several.
+"""Starts several workers on this machine, as a cluster would on several machines.
 
     python tests/cluster.py 2 ./train.sh --model_name=together
 """
@@ -11,10 +11,7 @@ import sys
 
 
 def start(workers: int, command: list[str], **settings) -> list[subprocess.Popen]:
-    """Starts a command once for each worker, with the TF_CONFIG that makes it one.
-
-    `settings` are those of `Popen`.
-    """
+    """Starts a command once for each worker, with its TF_CONFIG. `settings` are those of Popen."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
     addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:

@@ -1,4 +1,4 @@
-"""Commands run within the process of the tests: they need not start TensorFlow each."""
+"""Runs commands in the process of the tests, so that they need not load TensorFlow."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from support import cli
 
 @contextlib.contextmanager
 def flags_of(program):
-    """The flags of this process are those that a program defines, as in a process of its own."""
-    if not hasattr(program, "define_flags"):  # it defined them when it was imported
+    """In this block the flags are those of a program, as in its own process."""
+    if not hasattr(program, "define_flags"):  # its import defined them
         with flagsaver.flagsaver():
             yield
         return
@@ -35,9 +35,9 @@ def flags_of(program):
 
 
 def run_command(program, *arguments, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    """Runs the `main` of a command as its process would, and gives what that would have given.
+    """Runs the `main` of a command, with the result that its process would have.
 
-    An error that the command does not turn into a line of its own is raised here.
+    Raises any error that the command does not report as one line.
     """
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -51,14 +51,14 @@ def run_command(program, *arguments, stdin: bytes = b"") -> subprocess.Completed
         with pytest.raises(SystemExit) as end:
             cli.run(program.main)
     status = end.value.code or 0
-    if isinstance(status, str):  # as the interpreter ends such a process
+    if isinstance(status, str):  # as Python exits with a message
         errors.write(f"{status}\n")
         status = 1
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), errors.getvalue())
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:
-    """The single line on standard error of a command that failed."""
+    """The only line on standard error of a failed command."""
     assert done.returncode == 1 and done.stdout.count("Traceback") == 0, done
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     return done.stderr

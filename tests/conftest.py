@@ -1,4 +1,4 @@
-"""What the tests share: a tiny corpus, the data made of it, trainers, and a finished search."""
+"""Fixtures of the tests: a tiny corpus, its data, trainers, and a finished search."""
 
 import clean  # noqa: F401, I001
 
@@ -41,7 +41,7 @@ TINY = NETWORK | TRAINING
 
 
 def pytest_configure(config):
-    """One server of warm processes (warm.py) for all workers of pytest; COLD=1 does without."""
+    """Starts one server of warm processes (warm.py) for all workers of pytest, unless COLD=1."""
     if not hasattr(config, "workerinput") and not os.environ.get("COLD"):
         config.warm_server = warm.start()
 
@@ -51,8 +51,8 @@ def pytest_unconfigure(config):
         warm.stop(config.warm_server)
 
 
-# What tells a newcomer in a minute whether all is installed and works: one way from a text to
-# results, and what needs no network. Then what takes longest, so that no worker is left with it.
+# First, what shows a newcomer in a minute that the installation works: from a text to results, and
+# the fast tests. Then the slowest, so that no worker ends with one.
 FIRST = (
     "test_scripts.py::test_from_text_to_results", "test_files.py", "test_cli.py", "test_corpora.py",
     "test_downloads.py", "test_cutoffs.py", "test_adaptive_softmax.py", "test_tokenization.py")
@@ -62,7 +62,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the tests into the order in which they are to begin."""
+    """Sorts the tests by FIRST and LONGEST."""
 
     def place(item) -> int:
         name = item.nodeid.split("/")[-1]
@@ -74,13 +74,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """No test begins where the user's data/ and logs/ are."""
+    """Each test starts in a folder of its own, away from the user's data/ and logs/."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def heeded_signals():
-    """Ctrl-C interrupts and a closed terminal ends, also where pytest was started by nohup."""
+def usual_signals():
+    """SIGINT and SIGHUP have their usual effect even if pytest was started by nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -124,7 +124,7 @@ def ids_of(tokenizer: tokenization.Tokenizer, text: str, add_eos: bool) -> np.nd
 
 
 def once(tmp_path_factory, name: str, fill) -> Path:
-    """A folder that `fill(folder)` fills once for all workers of pytest; no test may change it."""
+    """A read-only folder that `fill(folder)` fills once for all workers of pytest."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -141,7 +141,7 @@ def once(tmp_path_factory, name: str, fill) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory):
-    """A folder of texts; not to be changed by a test."""
+    """A read-only folder of texts."""
     folder = once(tmp_path_factory, "corpus", lambda folder: write_corpus(folder / "markov"))
     return folder / "markov"
 
@@ -149,7 +149,7 @@ def corpus_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, corpus_dir):
     """Data made of the corpus; not to be changed by a test."""
-    make = functools.partial(make_data, corpus_dir, shards=2)
+    make = functools.partial(make_data, corpus_dir)
     return once(tmp_path_factory, "data", lambda folder: make(folder / "tfrecords")) / "tfrecords"
 
 
@@ -158,19 +158,19 @@ def data_dir(tmp_path_factory, corpus_dir):
 
 
 def tiny_settings(**changes) -> Settings:
-    """The settings that the flags of TINY mean, with some changes."""
+    """The settings of the flags TINY, with changes."""
     own = {"architecture": ("search",) * NETWORK["num_layers"], "cutoffs": (20, 60)}
     no_settings = ("num_layers", "log_every")
     of_flags = {name: value for name, value in TINY.items() if name not in no_settings}
     return Settings(**of_flags | own | changes)
 
 
-TRAINERS = {}  # those of this process, and each of their variables with the value it has at first
+TRAINERS = {}  # the trainers of this process, and their variables with initial values
 
 
 def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=None,
                    steps_per_execution=20) -> Trainer:
-    """A trainer as new, but traced only once for all tests that have the same settings."""
+    """A trainer like a new one, but traced only once for all tests with the same settings."""
     same = (metadata["sha256"], dataclasses.replace(settings, max_steps=None), jit_compile,
             steps_per_execution, keras.config.dtype_policy().name)
     if repr(same) not in TRAINERS:
@@ -191,7 +191,7 @@ def shared_trainer(data_dir, metadata, settings, jit_compile=False, strategy=Non
 
 @pytest.fixture
 def trainer_of(data_dir):
-    """A function that gives a trainer on the tiny data, with some changes of the tiny settings."""
+    """A function: a trainer on the tiny data, with changes of the tiny settings."""
     def trainer(fresh=False, **changes):
         make = Trainer if fresh else shared_trainer
         return make(data_dir, data_utils.read_metadata(data_dir), tiny_settings(**changes))
@@ -203,8 +203,8 @@ def train_in(folder: Path, fresh: bool = False, **settings) -> Path:
     """Trains a tiny network in a folder.
 
     Args:
-      folder: where logs/ will be.
-      fresh: make a trainer of its own.
+      folder: the parent of logs/.
+      fresh: trace a trainer of its own.
       **settings: flags of train.py.
 
     Returns:
@@ -212,7 +212,7 @@ def train_in(folder: Path, fresh: bool = False, **settings) -> Path:
     """
     flag_values = TINY | settings
     if settings.get("architecture", "random") != "random" and "num_layers" not in settings:
-        del flag_values["num_layers"]  # the architecture says it
+        del flag_values["num_layers"]  # given by the architecture
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**flag_values):
         patch.chdir(folder)
         if not fresh:
@@ -226,20 +226,20 @@ def train_in(folder: Path, fresh: bool = False, **settings) -> Path:
 
 @pytest.fixture
 def run_train(data_dir, tmp_path):
-    """A function that trains with the given flags in a folder of the test's own: `train_in`."""
+    """A function: `train_in` the folder of the test, with some flags."""
     return functools.partial(train_in, tmp_path, data_dir=str(data_dir))
 
 
 @pytest.fixture(scope="session")
 def search_run(data_dir, tmp_path_factory):
-    """The folder of a finished search; not to be changed by a test."""
+    """The read-only folder of a finished search."""
     search = functools.partial(train_in, data_dir=str(data_dir))
     return once(tmp_path_factory, "search", search) / "logs" / "supernet"
 
 
 @pytest.fixture(scope="session")
 def saved_model(search_run, tmp_path_factory):
-    """The folder of a SavedModel of that search; not to be changed by a test."""
+    """The read-only folder of a SavedModel of that search."""
     def save(folder):
         export.save(TrainedRun(search_run), None, tf.float32, folder / "par" / "1")
 
@@ -248,12 +248,12 @@ def saved_model(search_run, tmp_path_factory):
 
 @pytest.fixture
 def begun(search_run, tmp_path):
-    """The folder of a run that a test may go on with, or damage."""
+    """The folder of a finished search that a test may resume or damage."""
     return Path(shutil.copytree(search_run, tmp_path / "logs" / "supernet"))
 
 
 def copy_project(to: Path, *left_out: str) -> Path:
-    """Copies the project without what was made in it, and without what is `left_out`."""
+    """Copies the project without generated files and without those `left_out`."""
     left_out = (".git", ".venv", "data", "logs", "__pycache__", ".*_cache", *left_out)
     return Path(shutil.copytree(PROJECT, to, ignore=shutil.ignore_patterns(*left_out)))
 
@@ -263,7 +263,7 @@ def results_of(folder: Path) -> dict:
 
 
 def when_called(patch, place, count, act):
-    """Lets the `count`-th call of a place in the program begin with `act()`.
+    """Calls `act()` before the `count`-th call of a function of the program.
 
     Returns:
       A list that grows with each call.

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs them, three at a time: tests/run.sh [pytest arguments]
-# The first minute tells whether the installation works.
-# COLD=1 tests/run.sh starts every Python from nothing (warm.py), which takes longer. WIKITEXT2 names a folder with WikiText-2, for the
-# tests that need it. Nothing else of your environment, and nothing in data/ and logs/, is seen by a test.
+# Installs what the tests need, lints, and runs the tests, three at a time: tests/run.sh [pytest arguments]
+# The first minute shows whether the installation works. COLD=1 starts every Python anew (see warm.py), which is slower. WIKITEXT2
+# names a folder with WikiText-2 for the tests that need it. Tests see nothing else of your environment, and neither data/ nor logs/.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt" "$project/tests/requirements.txt"

@@ -55,7 +55,7 @@ CASES = [
     dict(cutoffs=[5]),
     dict(cutoffs=[10, 25]),
     dict(cutoffs=[1, 2, 49], proj_factor=2),
-    dict(cutoffs=[10, 25], proj_dims=[3, 7]),
+    dict(cutoffs=[10, 25], proj_factor=3),
     dict(cutoffs=[10, 25], proj_factor=1),
 ]
 
@@ -227,7 +227,6 @@ def widths_of(table):
 
 def test_tails_have_the_projected_widths():
     assert widths_of(build([10, 25]).table) == [D, 4, 1]
-    assert widths_of(build([10, 25], proj_dims=[5, 6]).table) == [D, 5, 6]
     assert build([10, 25], proj_factor=1).table.projections == [None] * 3
 
 
@@ -235,14 +234,14 @@ TIED = [
     dict(cutoffs=[]),
     dict(cutoffs=[10, 25], proj_factor=1),
     dict(cutoffs=[10, 25], proj_factor=2),
-    dict(cutoffs=[1, 2, 49], proj_dims=[D, 3, 5]),
+    dict(cutoffs=[1, 2, 49], proj_factor=3),
 ]
 
 
-def build_tied(cutoffs, proj_factor=4, proj_dims=None, **settings):
+def build_tied(cutoffs, proj_factor=4, **settings):
     """A table, and the softmax that shares its rows."""
-    table = ClusterTable(clusters_of(D, V, cutoffs, proj_factor, proj_dims), D, stddev=0.02)
-    layer = AdaptiveSoftmax(D, V, cutoffs, proj_factor, proj_dims, table=table, **settings)
+    table = ClusterTable(clusters_of(D, V, cutoffs, proj_factor), D, stddev=0.02)
+    layer = AdaptiveSoftmax(D, V, cutoffs, proj_factor, table=table, **settings)
     rng = np.random.default_rng(0)
     for variable in layer.weights:
         variable.assign(rng.normal(size=variable.shape) * 0.5)
@@ -303,11 +302,9 @@ def test_no_two_ids_start_alike():
         dict(cutoffs=[10, 10]),
         dict(cutoffs=[20, 10]),
         dict(cutoffs=[-1, 10]),
-        dict(cutoffs=[10, 20], proj_dims=[4]),
-        dict(cutoffs=[10], proj_dims=[0]),
     ],
     ids=str,
 )
-def test_bad_cutoffs_and_widths_are_refused(settings):
-    with pytest.raises(ValueError, match="cutoffs|proj_dims"):
+def test_bad_cutoffs_are_refused(settings):
+    with pytest.raises(ValueError, match="cutoffs"):
         AdaptiveSoftmax(D, V, **settings)

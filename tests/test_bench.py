@@ -14,7 +14,6 @@ import bench
 import data_utils
 from support import cli
 from training import costs, scoring
-from training.settings import settings_of_flags
 from training.trainer import Trainer, build_network
 
 flags.FLAGS(["bench.py"])
@@ -43,7 +42,7 @@ def matrix_product_flops(graph) -> int:
     {"architecture": "a", "tie_embeddings": True}], ids=str)
 def test_the_flops_are_those_of_the_matrix_products_in_the_graph(changes):
     with flagsaver.flagsaver(**changes):
-        model = build_network(settings_of_flags(bench.architecture()), 12_000, static_shapes=True)
+        model = build_network(bench.settings(), 12_000, static_shapes=True)
     window = tf.TensorSpec([8, 16 + 1], tf.int32)
     memory = tf.TensorSpec(model.empty_memory(8).shape, tf.float32)
     loss = tf.function(lambda window, memory: scoring.window_nll(model, window, memory, 0, 1.0))
@@ -87,12 +86,12 @@ def test_on_a_gpu_the_step_is_measured_by_rows_and_by_steps_sent_together(tmp_pa
     sent = []
 
     def trained(trainer, num_steps):
-        assert trainer.jit_compile
+        assert trainer._jit_compile
         sent.append((trainer.metadata["batch_size"], trainer.steps_per_execution, num_steps))
         return 0.25 * num_steps
 
     monkeypatch.setattr(Trainer, "train", trained)
-    settings = settings_of_flags(bench.architecture())
+    settings = bench.settings()
     assert bench.Bench(tmp_path / "cpu", settings, jit_compile=False).batches() == {}
     results = bench.Bench(tmp_path / "gpu", settings, jit_compile=True).batches()
     assert sent == [(rows, together, 20) for rows in (8, 16) for together in (1, 20)
@@ -108,7 +107,7 @@ def test_the_peak_is_that_of_all_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "CORES", 3)
     monkeypatch.setattr(bench, "matrix_products", lambda dtype: None)
     monkeypatch.setattr(Trainer, "train", lambda trainer, num_steps: 0.25 * num_steps)
-    step = bench.Bench(tmp_path, settings_of_flags(bench.architecture()), False)._train_step()
+    step = bench.Bench(tmp_path, bench.settings(), False)._train_step()
     assert step["ms_median"] == step["ms_min"] == step["ms_max"] == pytest.approx(250)
     assert step["peak_gflop_per_second"] == pytest.approx(3 * 2 * 2048**3 / 0.5 / 1e9)
     assert step["fraction_of_peak"] == pytest.approx(
@@ -120,7 +119,7 @@ def test_bfloat16_is_measured_if_its_products_are_faster(faster, tmp_path, monke
     monkeypatch.setattr(bench, "matrix_products", lambda dtype: dtype)
     monkeypatch.setattr(
         bench, "seconds", lambda dtype: 2.0 if (dtype == "bfloat16") == faster else 3.0)
-    measure = bench.Bench(tmp_path, settings_of_flags(bench.architecture()), False)._each_dtype
+    measure = bench.Bench(tmp_path, bench.settings(), False)._each_dtype
     measured = measure(lambda: keras.config.dtype_policy().name)
     assert measured == {"float32": "float32"} | ({"bfloat16": "mixed_bfloat16"} if faster else {})
     assert keras.config.dtype_policy().name == "float32"

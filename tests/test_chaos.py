@@ -1,7 +1,4 @@
-"""Whole processes: killed a few times, and left alone for a long time.
-
-chaos.py kills as often as you like.
-"""
+"""Whole processes: killed a few times, and left alone for long. chaos.py kills more often."""
 
 import os
 import shutil
@@ -13,18 +10,18 @@ import numpy as np
 import tiny
 
 
-def test_training_that_is_killed_ends_as_if_it_had_not_been(data_dir, tmp_path):
+def test_a_killed_training_ends_like_an_undisturbed_one(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
-    assert chaos.disturb_training(tmp_path, kills=3, seed=3, longest=2) == []  # one by each signal
+    assert chaos.disturb_training(tmp_path, kills=2, seed=3, longest=2) == []
 
 
-def test_data_that_are_made_anew_are_the_old_or_the_new_when_that_is_killed(corpus_dir, tmp_path):
+def test_data_whose_making_is_killed_are_the_old_or_the_new(corpus_dir, tmp_path):
     shutil.copytree(corpus_dir, tmp_path / "corpus")
     assert chaos.disturb_data(tmp_path, kills=2, seed=3) == []
 
 
-def test_a_long_run_keeps_its_size(data_dir, tmp_path):
-    given = dict(data_dir=data_dir, log_every=20, save_every="10m", epochs=18)  # 3,072 steps
+def test_a_long_run_does_not_grow(data_dir, tmp_path):
+    given = dict(data_dir=data_dir, log_every=20, save_every="10m", epochs=13)  # 2,730 steps
     settings = tiny.NETWORK | tiny.TRAINING | chaos.OF_A_RUN | tiny.QUICK | given
     flags = tiny.as_flags(**settings)
     process = chaos.start(tmp_path, "train.py", *flags, python=[sys.executable])  # not a warm one
@@ -37,5 +34,5 @@ def test_a_long_run_keeps_its_size(data_dir, tmp_path):
             sizes.append((pages, handles, events))
     chaos.finish(process)
     pages, handles, events = np.transpose(sizes)
-    assert len(sizes) == 17 and pages[-1] < 1.01 * pages[0] and handles[-1] == handles[0]
+    assert len(sizes) == 12 and pages[-1] < 1.007 * pages[0] and handles[-1] == handles[0]
     assert np.ptp(np.diff(events)) < 0.2 * np.diff(events).mean()  # as much in every epoch

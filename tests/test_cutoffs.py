@@ -46,7 +46,7 @@ def test_no_cutoffs_are_cheaper(clusters):
         every = itertools.combinations(range(1, size), clusters - 1)
         least = min(plain_cost(probability, widths, starts) for starts in every)
         assert plain_cost(probability, widths, found) == pytest.approx(least, rel=1e-12)
-        layer = cutoffs.clusters_of(widths[0], size, found, 1, widths[1:])
+        layer = [cutoffs.Cluster(*each) for each in zip([0, *found], [*found, size], widths)]
         assert cutoffs.multiply_adds(layer, probability) == pytest.approx(least, rel=1e-12)
 
 
@@ -56,21 +56,18 @@ def test_a_large_vocabulary_has_no_cheaper_neighbours():
     found = cutoffs.cheapest_cutoffs(probability, widths)
 
     def cost(starts):
-        return cutoffs.multiply_adds(
-            cutoffs.clusters_of(512, 50_000, starts, 1, widths[1:]), probability)
+        return cutoffs.multiply_adds(cutoffs.clusters_of(512, 50_000, starts, 4), probability)
 
     for i, shift in itertools.product(range(3), (-1, 1)):
         moved = [cutoff + shift * (i == j) for j, cutoff in enumerate(found)]
         assert cost(moved) >= cost(found)
 
 
-@pytest.mark.parametrize("clusters, proj_factor, proj_dims", [
-    (1, 4, []), (4, 4, []), (5, 3, []), (3, 4, [9, 2])])
-def test_the_widths_are_those_of_the_layer(clusters, proj_factor, proj_dims):
-    layer = adaptive_softmax.AdaptiveSoftmax(
-        50, 20, list(range(1, clusters)), proj_factor, proj_dims)
+@pytest.mark.parametrize("clusters, proj_factor", [(1, 4), (4, 4), (5, 3), (3, 1)])
+def test_the_widths_are_those_of_the_layer(clusters, proj_factor):
+    layer = adaptive_softmax.AdaptiveSoftmax(50, 20, list(range(1, clusters)), proj_factor)
     widths = [rows.shape[1] for rows in layer.table.rows]
-    assert cutoffs.cluster_widths(clusters, 50, proj_factor, proj_dims) == widths
+    assert cutoffs.cluster_widths(clusters, 50, proj_factor) == widths
 
 
 @pytest.mark.parametrize("content", ["", "a\nb\n", "1\n-2\n", "0\n0\n", "1 2\n3 4\n", "nan\n1\n"])
@@ -78,12 +75,6 @@ def test_a_file_without_counts_is_refused(content, tmp_path):
     (tmp_path / "counts.txt").write_text(content)
     with pytest.raises(InputError, match="counts.txt"):
         data_utils.read_counts(tmp_path / "counts.txt")
-
-
-@pytest.mark.parametrize("proj_dims", [[1], [1, 2, 3], [0, 1]])
-def test_widths_that_do_not_match_the_clusters_are_refused(proj_dims):
-    with pytest.raises(InputError, match="proj_dims .* must be one positive width"):
-        cutoffs.cluster_widths(3, 50, 4, proj_dims)
 
 
 def test_the_command_prints_the_flag_for_training(tmp_path):
@@ -97,7 +88,6 @@ def test_the_command_prints_the_flag_for_training(tmp_path):
     for line, number, each in zip(done.stderr.splitlines()[1:], (1, 2, 3), found, strict=True):
         cost = f"{plain_cost(probability, widths, each):,.0f}"
         assert line.split() == [str(number), cost, ",".join(map(str, each)) or "none"]
-    assert run_command(cutoffs, *given, "--proj_dims=32,16").stdout == done.stdout
     assert run_command(cutoffs, *given, "--clusters=1").stdout == "--cutoffs=\n"
 
 
@@ -107,8 +97,7 @@ def test_the_command_does_not_load_tensorflow():
 
 
 @pytest.mark.parametrize("bad, message", [
-    ("--counts_file=missing", "no counts in missing"), ("--clusters=4", "is more than the 3 ids"),
-    ("--proj_dims=2", "must be one positive width")])
+    ("--counts_file=missing", "no counts in missing"), ("--clusters=4", "is more than the 3 ids")])
 def test_bad_flags_end_in_one_line(bad, message, tmp_path):
     (tmp_path / "counts.txt").write_text("3\n2\n1\n")
     assert message in one_line(

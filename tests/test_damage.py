@@ -12,10 +12,14 @@ from chaos import events_of, state_of
 import train  # noqa: F401, its flags
 from support.checkpoints import Checkpoints
 from support.cli import InputError
-from training import trainer as trainer_module
+from training import step as step_module
 from training.scoring import Evaluator, window_nll
 from training.trained_run import TrainedRun
 from training.trainer import Trainer
+
+
+def losses_of(folder):
+    return events_of(folder / "train")[0]["metrics/loss"]
 
 
 def test_a_loss_that_overflows_stops_the_run_at_its_step(run_train, monkeypatch):
@@ -26,7 +30,7 @@ def test_a_loss_that_overflows_stops_the_run_at_its_step(run_train, monkeypatch)
         nll, memory = window_nll(*arguments)
         return nll * 1e30 * 1e30, memory
 
-    monkeypatch.setattr(trainer_module, "window_nll", overflowing)
+    monkeypatch.setattr(step_module, "window_nll", overflowing)
     message = (r"the loss of step 11 is not finite "
                r"\(all weights are, those of \S+ are the largest\): .*last checkpoint")
     with pytest.raises(FloatingPointError, match=message):
@@ -80,7 +84,7 @@ def test_a_state_that_is_not_finite_is_never_saved(run_train, monkeypatch):
 
     monkeypatch.setattr(Trainer, "end_line", poisoned)
     for part, where in [("weights", "embedding"), ("optimizers", "velocity"), ("memory", "memory")]:
-        message = rf"what step 21 left is not finite \(the first such variable is \S*{where}"
+        message = rf"the state after step 21 is not finite \(the first such variable is \S*{where}"
         with pytest.raises(FloatingPointError, match=message):
             run_train(max_steps=90, save_every="21")
         assert state_of(folder) == before
@@ -115,10 +119,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(run_train, tm
         capsys.readouterr()
         run_train(**settings)
         told = capsys.readouterr().out
-        assert f"{damaged} is damaged" in told and "the checkpoint before is taken" in told
+        assert f"{damaged} is damaged" in told and "using the checkpoint before it" in told
         assert "resumed at step 20" in told
         assert state_of(folder) == state_of(whole)
-        assert events_of(folder / "train")[0]["loss"] == events_of(whole / "train")[0]["loss"]
+        assert losses_of(folder) == losses_of(whole)
         assert Checkpoints(folder / "checkpoints").damage(30) is None  # written anew
         shutil.rmtree(folder)
 
@@ -138,7 +142,7 @@ def test_a_damaged_best_network_is_told_and_replaced(run_train, capsys):
     folder = run_train(max_steps=10)
     path = next((folder / "best" / "10").glob("state.data*"))
     path.write_bytes(path.read_bytes()[:-9])
-    message = "state.data.* is damaged: choose another with --checkpoint, of latest, 10"
+    message = "state.data.* is damaged; whole checkpoints: latest, 10"
     with pytest.raises(InputError, match=message):
         TrainedRun(folder).network()
     run_train(max_steps=20)

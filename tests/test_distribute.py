@@ -111,7 +111,7 @@ def losses(folder):
     return [
         value
         for _, value in sorted(
-            chaos.events_of(folder / "logs" / "run" / "train")[0]["loss"].items()
+            chaos.events_of(folder / "logs" / "run" / "train")[0]["metrics/loss"].items()
         )
     ]
 
@@ -134,7 +134,7 @@ def names_of(folder):
     return sorted(str(path.relative_to(folder)).split(".tfevents")[0] for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [4])  # two are tested below
 def test_workers_train_as_one_and_the_chief_alone_writes(workers, alone, data_dir, tmp_path):
     processes = start(workers, tmp_path, f"--data_dir={data_dir}", "--max_steps=100")
     outputs = [process.communicate() for process in processes]

@@ -1,55 +1,61 @@
-"""README and docs: short, linked, about flags that exist, with examples that run."""
+"""README and docs: short, linked, with flags that exist and examples that run."""
 
-import functools
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-import warm
+from absl import flags
+from commands import flags_of
 from conftest import PROJECT, VOCAB_SIZE
 
+import bench
+import choose
+import cutoffs
+import data_utils
+import evaluate
+import export
+import generate
+import plot_search
+import train
+
 README = PROJECT / "README.md"
-PAGES = [README, PROJECT / "data" / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
-RECIPES = [f"recipes/{path.name}" for path in (PROJECT / "recipes").glob("*.sh")]
-HANDS_ON = dict.fromkeys(["train.sh", *RECIPES], "train.py") | {"make_data.sh": "data_utils.py"}
-COMMANDS = [f"{name}.py" for name in (
-    "data_utils", "train", "evaluate", "generate", "choose", "plot_search", "export", "cutoffs",
-    "bench")]
-NOT_OURS = {  # flags of other programs, if the pages name them
+PAGES = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "data" / "README.md",
+         *sorted((PROJECT / "docs").glob("*.md"))]
+PROGRAMS = (bench, choose, cutoffs, data_utils, evaluate, export, generate, plot_search, train)
+SCRIPTS = {"make_data.sh": data_utils, "train.sh": train} | {
+    f"recipes/{path.name}": train for path in (PROJECT / "recipes").glob("*.sh")}
+OTHERS = {  # the flags of other programs, as far as the pages name them
     "tensorboard": {"logdir"},
     "sbatch": {"nodes", "gres", "signal", "requeue"},
     "srun": {"ntasks-per-node"},
     "tests/chaos.py": {"kills"},
+    "tests/run.sh": {"durations"},
     "saved_model_cli": {"dir", "all"},
+    "recipes.compare_outputs": {"output"},
 }
 
 
-@functools.cache
-def flags_by_program() -> dict[str, set[str]]:
-    """The flags of each program; of our commands, those listed by --help."""
-    by_program = dict(NOT_OURS)
-    for command in COMMANDS:
-        helped = subprocess.run([*warm.PYTHON, PROJECT / command, "--help"], capture_output=True,
-                                text=True, check=True)
-        by_program[command] = {"help", *re.findall(r"^  --(\w+)", helped.stdout, re.M)}
-    return by_program
+@pytest.fixture(scope="module")
+def known_flags() -> dict[str, set[str]]:
+    """{program or script: its flags}."""
+    by_module = {}
+    for program in PROGRAMS:
+        with flags_of(program):
+            own = flags.FLAGS.get_key_flags_for_module(program)
+            by_module[program] = {"help", *(flag.name for flag in own)}
+    programs = {f"{program.__name__}.py": program for program in PROGRAMS}
+    return OTHERS | {name: by_module[program] for name, program in (programs | SCRIPTS).items()}
 
 
-def unknown_flags(text: str) -> list[str]:
+def unknown_flags(text: str, known_flags: dict[str, set[str]]) -> list[str]:
     """Each --flag in a text that the program before it lacks; without one, that all lack."""
-    by_program = flags_by_program()
-    anywhere = set().union(*by_program.values())
-    unknown = []
+    anywhere, unknown = set().union(*known_flags.values()), []
     for code in re.split(r"[`\n]", text):
         known = anywhere
         for word in re.split(r"[\s\"';(|]+", code):
-            program = word.removeprefix("./")
-            program = HANDS_ON.get(program, program)
-            if program in by_program:
-                known = by_program[program]
+            known = known_flags.get(word.removeprefix("./"), known)
             flag = re.match(r"--([a-z][\w-]*)", word)
             if flag and flag[1] not in known:
                 unknown.append(word)
@@ -75,37 +81,40 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
-def example(heading: str) -> str:
-    """The Python of a section of README."""
-    section = README.read_text().partition(f"## {heading}\n")[2]
-    return re.search(r"```python\n(.*?)```", section, re.S)[1]
+def example(page: str, heading: str) -> str:
+    """The Python of a section of a page."""
+    text = (PROJECT / page).read_text()
+    return examples(text.partition(f"## {heading}\n")[2].partition("\n## ")[0])
+
+
+def examples(text: str) -> str:
+    """The Python of a page."""
+    return "".join(re.findall(r"```python\n(.*?)```", text, re.S))
 
 
 def test_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 150
+    assert len(README.read_text().splitlines()) <= 110
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_flags_and_links_of_a_page_exist(page):
-    assert not unknown_flags(page.read_text())
-    assert not broken_links(page)
+def test_flags_links_and_modules_of_a_page_exist(page, known_flags):
+    text = page.read_text()
+    assert not unknown_flags(text, known_flags) and not broken_links(page)
+    for module in re.findall(r"python -m ((?:recipes|support|training)\.\w+)", text):
+        assert (PROJECT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
 def test_readme_links_every_page():
     linked = re.findall(r"\]\(([^)\s]+\.md)\)", README.read_text())
-    assert {str(page.relative_to(PROJECT)) for page in PAGES} == {"README.md", *linked}
+    pages = {str(page.relative_to(PROJECT)) for page in PAGES}
+    assert pages - {"README.md", *linked} <= {"CONTRIBUTING.md"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_modules_that_a_page_runs_exist(page):
-    for module in re.findall(r"python -m ((?:recipes|support|training)\.\w+)", page.read_text()):
-        assert (PROJECT / f"{module.replace('.', '/')}.py").is_file(), module
-
-
-def test_a_wrong_flag_is_seen():
-    assert not unknown_flags("`--save_every`, `./train.sh --epochs=3`, `srun ./train.sh --seed=1`")
+def test_a_wrong_flag_is_seen(known_flags):
+    right = "`--save_every`, `./train.sh --epochs=3`, `srun ./train.sh --seed=1`"
+    assert not unknown_flags(right, known_flags)
     wrong = "`--save_evry`, `./train.sh --split=test`, `python bench.py --epochs`"
-    assert unknown_flags(wrong) == ["--save_evry", "--split=test", "--epochs"]
+    assert unknown_flags(wrong, known_flags) == ["--save_evry", "--split=test", "--epochs"]
 
 
 def test_a_broken_link_is_seen(tmp_path):
@@ -118,29 +127,26 @@ def test_a_broken_link_is_seen(tmp_path):
     assert broken_links(page) == ["missing.md", "other.md#no-times", "missing.png", "#there"]
 
 
-def test_the_page_about_python_runs(begun, saved_model, tmp_path, monkeypatch, capsys):
-    """In one Python, as a reader would go through it; what export.py has written is there."""
-    monkeypatch.chdir(tmp_path)
-    before, away = (PROJECT / "docs" / "python.md").read_text().split("## SavedModel")
+def test_the_page_about_python_runs(begun, saved_model):
+    """In one Python, as a reader would. The SavedModel is that of export.py."""
+    page, away = (PROJECT / "docs" / "python.md").read_text().split("## SavedModel")
     names = {}
-    exec("".join(re.findall(r"```python\n(.*?)```", before, re.S)), names)
+    exec(examples(page), names)
     assert names["weights"].shape[:2] == (2, 2) and len(names["tokens"]) == names["queries"]
     assert names["log_prob"].shape == (len(names["ids"]), VOCAB_SIZE)
     shutil.copytree(saved_model, "logs/supernet/saved_model")
-    exec(re.search(r"```python\n(.*?)```", away, re.S)[1], names)
+    exec(examples(away), names)
     assert np.all(names["bits_per_byte"] > 0) and len(names["texts"]) == 2
 
 
-def test_the_library_example_runs(data_dir, search_run, tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "data" / "tfrecords").symlink_to(data_dir)
-    (tmp_path / "logs" / "quick").symlink_to(search_run)
-    monkeypatch.chdir(tmp_path)
+def test_the_library_example_runs(data_dir, search_run, tmp_path):
+    for link, target in [("data/tfrecords", data_dir), ("logs/quick", search_run)]:
+        (tmp_path / link).parent.mkdir()
+        (tmp_path / link).symlink_to(target)
     names = {}
-    exec(example("As a library"), names)
+    exec(example("README.md", "As a library"), names)
     assert len(names["log_prob"]) == len(names["tokens"]) and max(names["log_prob"][1:]) < 0
     trainer = names["trainer"]
     assert trainer.step == 100 and trainer.evaluate("valid")["perplexity"] < VOCAB_SIZE
-    again = names["run"].log_prob("The king was dead.")[1]  # the trainer took nothing from the run
+    again = names["language_model"].log_prob("The king was dead.")[1]  # not changed by the trainer
     assert np.array_equal(again, names["log_prob"], equal_nan=True)

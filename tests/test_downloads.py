@@ -1,276 +1,198 @@
-"""Downloads from a hostile server on this machine.
-
-Whatever it does, they end soon, with a reason, and leave no file.
-"""
+"""Published corpora from a server on this machine: the published files, or a reason in one line."""
 
 import hashlib
+import http.server
 import io
-import socket
-import ssl
 import threading
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
+from test_data_utils import WIKITEXT2, needs_wikitext2
 
-from support import published
+import data_utils
+from support import files, published, pydocs
+from support.cli import InputError
 
-CERTIFICATE = Path(__file__).with_name("localhost.pem")
 TEXTS = {"train": b"a b c\n" * 50, "valid": b"d e\n", "test": b"f\n"}
-LIMIT = 1.0  # seconds that a download may take in these tests
+LINES = "".join(f"line {number}: \u00e4\n" for number in range(100)).encode()
 
 
-class Server:
-    """Listens on loopback; `answer(connection, path)` does what it likes with each request."""
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Writes what `server.answer(path)` returns, a whole response, for everyone but robots."""
 
-    def __init__(self, answer, tls=True):
-        self.asked, self._answer, self._socket = [], answer, socket.create_server(("127.0.0.1", 0))
-        self._context = None
-        if tls:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(CERTIFICATE)
-        self.address = f"{'https' if tls else 'http'}://localhost:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        robot = self.headers["User-Agent"].startswith("Python")
+        response = respond(status="403 Forbidden") if robot else self.server.answer(self.path)
+        self.wfile.write(response)
 
-    def _serve(self):
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._talk, args=[connection], daemon=True).start()
-
-    def _talk(self, connection):
-        try:
-            with (
-                self._context.wrap_socket(connection, server_side=True)
-                if self._context
-                else connection as connection
-            ):
-                path = connection.recv(4096).split()[1].decode()
-                self.asked.append(path)
-                self._answer(connection, path)
-        except (OSError, IndexError):  # the client has left
-            pass
-
-    def close(self):
-        self._socket.close()
+    def log_message(self, *_):
+        pass
 
 
-@pytest.fixture
-def download(monkeypatch, tmp_path):
-    """A function: the three texts above, as WikiText-2, from a server with a given answer.
-
-    Returns (corpus, server).
-    """
-    hashes = {
-        f"{split}.txt": "git:" + hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
-        for split, text in TEXTS.items()
-    }
-    tiny = published.PUBLISHED["wikitext-2"]._replace(
-        archive_bytes=100_000, file_bytes=300, hashes=hashes
-    )
-    monkeypatch.setattr(published, "STALL_SECONDS", LIMIT / 2)
-    monkeypatch.setattr(published, "SLOWEST", 2 * tiny.archive_bytes / LIMIT)
-    monkeypatch.setenv("no_proxy", "localhost")
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    servers = []
-
-    def download_from(answer, tls=True):
-        servers.append(Server(answer, tls))
-        address = servers[-1].address
-        there = tiny._replace(file_url=address + "/{file}", archive_url=address + "/archive.zip")
-        monkeypatch.setitem(published.PUBLISHED, "wikitext-2", there)
-        return published.get("wikitext-2", tmp_path / "wikitext-2"), servers[-1]
-
-    yield download_from
-    for server in servers:
-        server.close()
-
-
-def respond(connection, content, status="200 OK", length=None, headers=""):
+def respond(content=b"", status="200 OK", length=None, headers=""):
     length = len(content) if length is None else length
-    connection.sendall(
-        f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n".encode() + content
-    )
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n".encode() + content
 
 
-def archive(members, **settings):
+def archive_of(members):
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", **settings) as file:
+    with zipfile.ZipFile(content, "w") as archive:
         for name, text in members.items():
-            file.writestr(name, text)
+            archive.writestr(name, text)
     return content.getvalue()
 
 
-def serve_files(connection, path):
-    respond(connection, TEXTS[path.strip("/").removesuffix(".txt")])
+ARCHIVE = archive_of({f"in/{split}.tokens": text for split, text in TEXTS.items()})
 
 
-def serve_archive(connection, path):
-    members = {f"wikitext-2/wiki.{split}.tokens": text for split, text in TEXTS.items()} | {
-        "../../evil": b"x",
-        "/evil": b"x",
-    }
-    respond(
-        connection,
-        archive(members) if path.endswith(".zip") else b"",
-        "200 OK" if path.endswith(".zip") else "404 Not Found",
-    )
+def texts(path):
+    split = path.strip("/").removesuffix(".txt")
+    return respond(TEXTS[split]) if split in TEXTS else respond(status="404 Not Found")
 
 
-def redirect(connection, path):
+def archive(path):
+    return respond(ARCHIVE) if path.endswith(".zip") else respond(status="404 Not Found")
+
+
+def redirect(path):
     if path.startswith("/there"):
-        serve_files(connection, path.removeprefix("/there"))
-    else:
-        respond(connection, b"", "302 Found", headers=f"Location: /there{path}\r\n")
+        return texts(path.removeprefix("/there"))
+    return respond(status="302 Found", headers=f"Location: /there{path}\r\n")
 
 
-@pytest.mark.parametrize("answer", [serve_files, serve_archive, redirect])
-def test_an_honest_server_is_believed(answer, download, tmp_path, monkeypatch):
-    monkeypatch.setattr(published, "STALL_SECONDS", 60)  # however busy this machine is
-    corpus, server = download(answer)
-    assert {
-        split: text.parts[0].path.read_bytes() for split, text in corpus.texts.items()
-    } == TEXTS and server.asked
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "test.txt",
-        "train.txt",
-        "valid.txt",
-        "wikitext-2",
-    ]
+@pytest.fixture
+def serve(monkeypatch):
+    """A function that lets a server answer for all published corpora; it returns the server."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def answer_by(answer):
+        server.answer, server.asked = answer, []
+        return server
+
+    address = f"http://127.0.0.1:{server.server_port}"
+    sha1 = {f"{split}.txt": hashlib.sha1(text).hexdigest() for split, text in TEXTS.items()}
+    sources = [f"{address}/{{split}}.txt", f"{address}/all.zip#in/{{split}}.tokens"]
+    for name in ("wikitext-2", "wikitext-103"):
+        monkeypatch.setitem(published.PUBLISHED, name, published.Published(sha1, sources))
+    whole = published.Published({"text8": hashlib.sha1(LINES).hexdigest()},
+                                [f"{address}/text8.zip#text8"], (len(LINES) - 98, len(LINES) - 51))
+    monkeypatch.setitem(published.PUBLISHED, "text8", whole)
+    yield answer_by
+    server.shutdown()
+    server.server_close()
 
 
-def stall(connection, path):
-    time.sleep(10)
+def content_of(corpus):
+    return {split: b"".join(part.path.read_bytes()[part.start:part.end] for part in text.parts)
+            for split, text in corpus.texts.items()}
 
 
-def stall_after_headers(connection, path):
-    respond(connection, b"a", length=10**6)
-    time.sleep(10)
+def first_text(path):
+    return texts(path) if path == "/train.txt" else archive(path)
 
 
-def drip(connection, path):
-    respond(connection, b"", length=10**6)
-    for _ in range(100):
-        connection.sendall(b"a")
-        time.sleep(0.1)
+@pytest.mark.parametrize("answer, asked", [
+    (texts, ["/train.txt", "/valid.txt", "/test.txt"]),
+    (archive, ["/train.txt", "/all.zip"]),
+    (first_text, ["/train.txt", "/valid.txt", "/all.zip"]),
+    (redirect, ["/train.txt", "/there/train.txt", "/valid.txt", "/there/valid.txt",
+                "/test.txt", "/there/test.txt"])], ids=lambda value: getattr(value, "__name__", ""))
+def test_a_corpus_is_downloaded_once(answer, asked, serve, tmp_path):
+    server = serve(answer)
+    for requests in (asked, asked):  # nothing is asked the second time
+        corpus = data_utils.choose_corpus("wikitext-103", tmp_path)
+        assert corpus.name == "wikitext-103" and content_of(corpus) == TEXTS
+        assert server.asked == requests
+    names = sorted(path.name for path in tmp_path.rglob("*.*"))
+    assert names == ["test.txt", "train.txt", "valid.txt"]
 
 
-def drip_headers(connection, path):
-    connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-    for _ in range(100):
-        connection.sendall(b"a")
-        time.sleep(0.1)
+def stall(path):
+    time.sleep(2)
+    return respond()
 
 
-def never_end(connection, path):
-    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        connection.sendall(b"a" * 100_000)
+def redirect_for_ever(path):
+    return respond(status="302 Found", headers=f"Location: {path}x\r\n")
 
 
-def promise_much(connection, path):
-    respond(connection, b"a" * 300_000, length=10**15)
+@pytest.mark.parametrize("answer, reason", [
+    (stall, "timed out"),
+    (redirect_for_ever, "redirect"),
+    (lambda path: b"", "closed"),
+    (lambda path: b"220 smtp.example\r\n", "smtp"),
+    (lambda path: respond(status="500 Internal\tServer Error"), "500: Internal Server"),
+    (lambda path: respond(TEXTS["train"][:-1]), "not the published file"),
+    (lambda path: respond(TEXTS["train"][:9], length=300), "not the published file|IncompleteRead"),
+    (lambda path: respond(b"<html>log in</html>"), "not a zip file"),
+    (lambda path: respond(ARCHIVE[:-30], length=len(ARCHIVE)), "zip file|IncompleteRead"),
+    (lambda path: respond(archive_of({"in/train.tokens": b"x"})), "zip: not the published file"),
+    (lambda path: respond(archive_of({"train.tokens": b"x"})), "zip: .*no item named")])
+def test_a_failed_download_has_a_reason_and_leaves_no_file(
+        answer, reason, serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "STALL_SECONDS", 0.5)
+    serve(answer)
+    message = f"cannot download wikitext-2 .*({reason})"
+    with pytest.raises(published.Unreachable, match=message) as error:
+        data_utils.choose_corpus("wikitext-2", tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.rglob("*"))
 
 
-def redirect_for_ever(connection, path):
-    respond(connection, b"", "302 Found", headers=f"Location: {path}x\r\n")
+def test_files_that_are_there_are_kept(serve, tmp_path):
+    serve(lambda path: texts(path) if path == "/train.txt" else respond(status="404 Not Found"))
+    with pytest.raises(published.Unreachable):
+        data_utils.choose_corpus("wikitext-2", tmp_path)
+    train, = tmp_path.rglob("*.*")
+    assert train.read_bytes() == TEXTS["train"]
+    train.write_bytes(b"mine")
+    for name in ("wikitext-2", "auto"):
+        with pytest.raises(InputError, match="train.txt is not wikitext-2 as published: delete it"):
+            data_utils.choose_corpus(name, tmp_path)
+    assert train.read_bytes() == b"mine"
 
 
-HOSTILE = {
-    "stalls": (stall, "timed out"),
-    "stalls after the headers": (stall_after_headers, "timed out"),
-    "drips": (drip, "not finished after"),
-    "drips its headers": (drip_headers, "not finished after"),
-    "never ends": (never_end, "more than"),
-    "promises much": (promise_much, "more than"),
-    "ends too early": (
-        lambda connection, path: respond(connection, b"a", length=200),
-        "not the published file",
-    ),
-    "hangs up": (lambda connection, path: None, "closed|EOF|reset"),
-    "is no web server": (
-        lambda connection, path: connection.sendall(b"220 smtp.example\r\n"),
-        "smtp",
-    ),
-    "sends noise": (lambda connection, path: connection.sendall(bytes(range(256)) * 100), "."),
-    "sends an endless header": (
-        lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1000),
-        "headers",
-    ),
-    "fails": (
-        lambda connection, path: respond(connection, b"", "500 Internal\tServer Error"),
-        "500",
-    ),
-    "redirects for ever": (redirect_for_ever, "redirect"),
-    "redirects to a file": (
-        lambda connection, path: respond(
-            connection, b"", "302 Found", headers="Location: file:///etc/passwd\r\n"
-        ),
-        "302|file",
-    ),
-    "sends another text": (
-        lambda connection, path: respond(connection, TEXTS["train"][::-1]),
-        "not the published file",
-    ),
-    "sends another archive": (
-        lambda connection, path: respond(
-            connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 300})
-        ),
-        "not the published file",
-    ),
-    "lacks the member": (
-        lambda connection, path: respond(
-            connection, archive({"../wikitext-2/wiki.train.tokens": b"x"})
-        ),
-        "no item named",
-    ),
-    "sends a bomb": (
-        lambda connection, path: respond(
-            connection,
-            archive(
-                {"wikitext-2/wiki.train.tokens": b"x" * 10**7}, compression=zipfile.ZIP_DEFLATED
-            ),
-        ),
-        "not the published file",
-    ),
-    "tears the archive": (
-        lambda connection, path: respond(
-            connection, archive({"wikitext-2/wiki.train.tokens": b"x" * 300})[:-30]
-        ),
-        "zip",
-    ),
-}
+def test_without_network_auto_is_documentation_and_says_so(serve, tmp_path, monkeypatch, capsys):
+    serve(lambda path: b"")
+    monkeypatch.setattr(pydocs, "_documents", lambda: iter(["some text\n"] * 40))
+    assert data_utils.choose_corpus("auto", tmp_path).name == "pydocs"
+    assert "NOT WikiText-2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("answer, reason", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_server_ends_in_a_reason_and_no_file(answer, reason, download, tmp_path):
-    start = time.monotonic()
-    with pytest.raises(published.Unreachable, match=reason) as error:
-        download(answer)
-    assert time.monotonic() - start < 2 * LIMIT + 1  # two addresses
-    assert "\n" not in str(error.value) and not [
-        path for path in tmp_path.rglob("*") if path.is_file()
-    ]
+def test_a_disk_that_fails_is_not_taken_for_a_network_that_fails(serve, tmp_path, monkeypatch):
+    serve(texts)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(files.NotWritten, match="cannot write .*/train.txt: Not a directory"):
+        data_utils.choose_corpus("auto", tmp_path / "file")
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(files.NotWritten, match="cannot write .*/train.txt: No space left on devi"):
+        data_utils.choose_corpus("auto", tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.*")] == []
 
 
-def test_plain_http_is_refused_at_once_and_after_a_redirect(download, tmp_path):
-    with pytest.raises(published.Unreachable, match="unknown url type: http"):
-        download(serve_files, tls=False)
-    plain = Server(serve_files, tls=False)
-    with pytest.raises(published.Unreachable, match="unknown url type: http"):
-        download(
-            lambda connection, path: respond(
-                connection, b"", "302 Found", headers=f"Location: {plain.address}{path}\r\n"
-            )
-        )
-    assert plain.asked == [] and not list(tmp_path.rglob("*.*"))
-    plain.close()
+def test_a_corpus_of_one_file_is_cut_between_characters(serve, tmp_path):
+    serve(lambda path: respond(archive_of({"text8": LINES})))
+    splits = content_of(data_utils.choose_corpus("text8", tmp_path))
+    assert list(splits) == ["train", "valid", "test"] and b"".join(splits.values()) == LINES
+    cut = published.PUBLISHED["text8"].cuts[0]
+    assert LINES[cut - 1:cut + 1] == "\u00e4".encode() and len(splits["train"]) == cut + 1
+    assert len(splits["test"]) == 51
 
 
-def test_a_server_whose_name_nobody_vouches_for_is_refused(download, monkeypatch):
-    monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(published.Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
-        download(serve_files)
+def test_splits_of_the_published_tables():
+    for name in ("enwik8", "text8"):
+        assert published.PUBLISHED[name].cuts == (90_000_000, 95_000_000)
+
+
+@needs_wikitext2
+def test_published_hashes_are_those_of_wikitext2():
+    for name in ("valid.txt", "test.txt"):  # the folder has the articles of train in another order
+        sha1 = hashlib.sha1((WIKITEXT2 / name).read_bytes()).hexdigest()
+        assert published.PUBLISHED["wikitext-2"].sha1[name] == sha1

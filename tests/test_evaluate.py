@@ -211,7 +211,7 @@ def test_single_layers_of_a_search_are_scored_with_its_weights(
         expected.nll / expected.targets, rel=1e-6)
     for wrong in ("d", "dx", "ds", "daa"):
         done = run_command(evaluate, "--run=logs/supernet", f"--architecture={wrong}")
-        assert f"logs/supernet has no weights for {wrong}: a letter for each of its 2 blocks" in (
+        assert f"has no weights for {wrong}: name a layer type of each of its 2 blocks" in (
             one_line(done))
 
 
@@ -226,5 +226,5 @@ def test_mistakes_end_in_one_line(given, message):
 def test_a_configuration_of_another_version_is_refused(tmp_path):
     for other in ({"flags": {}, "data": {}, "model": {}}, {"flags": {"mem_len": 1}}):
         files.write_json(tmp_path / "config.json", other)
-        with pytest.raises(InputError, match="config.json is of another version"):
+        with pytest.raises(InputError, match="config.json was written by another program"):
             TrainedRun(tmp_path)

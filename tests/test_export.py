@@ -35,6 +35,11 @@ def run(search_run):
     return TrainedRun(search_run)
 
 
+@pytest.fixture(scope="module")
+def lm(run):
+    return run.language_model
+
+
 def loaded(folder) -> dict:
     module = tf.saved_model.load(str(folder))
     return {name: keep_alive(module, function) for name, function in module.signatures.items()}
@@ -59,48 +64,48 @@ def signatures(saved_model):
 # Functions of text
 
 
-def test_log_prob_matches_a_plain_loop_over_windows(run):
+def test_log_prob_matches_a_plain_loop_over_windows(run, lm):
     text, T = TEXTS[3], run.data["seq_len"]
-    ids, _ = run.encode(text)
-    memory, expected = run.model.empty_memory(1), [math.nan]
+    ids, _ = lm.encode(text)
+    memory, expected = lm.model.empty_memory(1), [math.nan]
     for start in range(0, len(ids) - 1, T):
         window = ids[start:start + T][:len(ids) - 1 - start]
-        hidden, memory = run.model(tf.constant([window]), memory,
-                                   filled=min(start, run.sizes.mem_len), tau=run.model.tau)
-        log_prob = run.model.softmax.log_prob(hidden[0]).numpy()
+        hidden, memory = lm.model(tf.constant([window]), memory,
+                                  filled=min(start, lm.model.sizes.mem_len), tau=lm.model.tau)
+        log_prob = lm.model.softmax.log_prob(hidden[0]).numpy()
         expected += [log_prob[i, target] for i, target in enumerate(ids[start + 1:start + T + 1])]
-    tokens, found = run.log_prob(text)
+    tokens, found = lm.log_prob(text)
     assert len(tokens) == len(found) == len(ids) > 3 * T
     assert np.allclose(found, expected, atol=1e-5, equal_nan=True)
     assert "".join(tokens).split() == text.split()
 
 
-def test_a_text_without_two_tokens_has_no_log_prob(run):
+def test_a_text_without_two_tokens_has_no_log_prob(lm):
     for text, length in (("", 0), ("a", 1)):
-        tokens, found = run.log_prob(text)
+        tokens, found = lm.log_prob(text)
         assert len(tokens) == len(found) == length and np.isnan(found).all()
 
 
-def test_the_default_temperature_is_the_trained_one(run, search_run):
-    ids, memory = tf.constant([[5, 6, 7]]), run.model.empty_memory(1)
-    own, _ = run.model(ids, memory, filled=0)
-    given, _ = run.model(ids, memory, filled=0, tau=run.model.tau)
-    other, _ = run.model(ids, memory, filled=0, tau=1.0)
+def test_the_default_temperature_is_the_trained_one(run, search_run, lm):
+    ids, memory = tf.constant([[5, 6, 7]]), lm.model.empty_memory(1)
+    own, _ = lm.model(ids, memory, filled=0)
+    given, _ = lm.model(ids, memory, filled=0, tau=lm.model.tau)
+    other, _ = lm.model(ids, memory, filled=0, tau=1.0)
     assert np.array_equal(own, given) and not np.allclose(own, other)
     state = tf.train.load_checkpoint(str(search_run / "best" / str(run.network()[1]) / "state"))
-    assert run.model.tau == state.get_tensor("tau/.ATTRIBUTES/VARIABLE_VALUE")
+    assert lm.model.tau == state.get_tensor("tau/.ATTRIBUTES/VARIABLE_VALUE")
 
 
 @pytest.mark.parametrize("text", [None, 3, ["a"], b"a"])
-def test_a_text_is_a_string(text, run):
-    for function in (run.log_prob, run.attention, run.generate):
+def test_a_text_is_a_string(text, lm):
+    for function in (lm.log_prob, lm.attention, lm.generate):
         with pytest.raises(TypeError, match="a text must be a string, not "):
             function(text)
 
 
-def test_attention_reaches_as_far_as_window_and_memory(run):
-    weights, tokens = run.attention(TEXTS[3])
-    N, M, T = len(tokens), run.sizes.mem_len, run.data["seq_len"]
+def test_attention_reaches_as_far_as_window_and_memory(run, lm):
+    weights, tokens = lm.attention(TEXTS[3])
+    N, M, T = len(tokens), lm.model.sizes.mem_len, run.data["seq_len"]
     assert weights.shape == (2, 2, N, M + N)
     assert np.allclose(weights.sum(axis=-1), 1, atol=1e-5)
     for query in range(N):
@@ -111,23 +116,23 @@ def test_attention_reaches_as_far_as_window_and_memory(run):
 
 
 @pytest.mark.parametrize("setting", ["keras", "tensorflow"])
-def test_loaded_networks_survive_a_new_seed(setting, run, saved_model):
+def test_loaded_networks_survive_a_new_seed(setting, lm, saved_model):
     """Setting a seed clears TensorFlow's cache of kernels, with the resources they own."""
     loaded = tf.saved_model.load(str(saved_model)).signatures["score"]
     text = tf.constant(["a word of a text"])
-    before = run.log_prob("a word of a text")[1], loaded(text=text)["nats"].numpy()
+    before = lm.log_prob("a word of a text")[1], loaded(text=text)["nats"].numpy()
     keras.utils.set_random_seed(1) if setting == "keras" else tf.random.set_seed(2)
-    assert np.array_equal(run.log_prob("a word of a text")[1], before[0], equal_nan=True)
+    assert np.array_equal(lm.log_prob("a word of a text")[1], before[0], equal_nan=True)
     assert loaded(text=text)["nats"].numpy() == before[1]
-    assert run.generate("a word", num_tokens=3, seed=1).startswith("a word")
+    assert lm.generate("a word", num_tokens=3, seed=1).startswith("a word")
 
 
 @pytest.mark.parametrize("settings", [
     {"num_tokens": 0}, {"temperature": -1.0}, {"temperature": 1e-30}, {"temperature": math.nan},
     {"top_k": -1}, {"seed": 2**31}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}])
-def test_settings_out_of_range_are_refused_from_python(settings, run):
+def test_settings_out_of_range_are_refused_from_python(settings, lm):
     with pytest.raises(ValueError, match=f"^{min(settings)} must be "):
-        run.generate("a", **settings)
+        lm.generate("a", **settings)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -179,23 +184,23 @@ def test_the_texts_of_a_batch_do_not_affect_each_other(signatures):
     assert signatures["score"](text=np.array([], dtype=str))["nats"].shape == (0,)
 
 
-def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, run):
-    ids = [run.encode(text)[0][:6] for text in ("the old king of the city", "a word and a sea")]
+def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, run, lm):
+    ids = [lm.encode(text)[0][:6] for text in ("the old king of the city", "a word and a sea")]
     ids = np.array(ids, np.int32)  # [B, N]
     tokenized = signatures["tokenize"](text=TEXTS[:2])["token"]
-    assert np.array_equal(tokenized[0], run.encode(TEXTS[0])[0]) and tokenized[1, -1] == PAD
-    sizes, T = run.sizes, run.data["seq_len"]
+    assert np.array_equal(tokenized[0], lm.encode(TEXTS[0])[0]) and tokenized[1, -1] == PAD
+    sizes, T = lm.model.sizes, run.data["seq_len"]
     M = sizes.mem_len + T - 1
     texts = signatures["detokenize"](token=signatures["tokenize"](text=TEXTS)["token"])["text"]
     assert [text.decode().split() for text in texts] == [text.split() for text in TEXTS]
     memory = np.zeros([2, 2, M, sizes.d_model], np.float32)
-    own_memory = run.model.empty_memory(2, M)
+    own_memory = lm.model.empty_memory(2, M)
     for position in range(ids.shape[1]):
         filled = np.full(2, min(position, M), np.int32)
         found = signatures["next"](token=ids[:, position], memory=memory, filled=filled)
-        hidden, own_memory = run.model(
+        hidden, own_memory = lm.model(
             tf.constant(ids[:, position:position + 1]), own_memory, filled=min(position, M))
-        expected = run.model.softmax.log_prob(hidden[:, 0])
+        expected = lm.model.softmax.log_prob(hidden[:, 0])
         assert np.allclose(found["log_prob"], expected, atol=1e-5)
         memory = found["memory"]
 
@@ -213,9 +218,9 @@ def test_bad_input_is_named_by_the_graph(changes, message, signatures):
 @pytest.mark.parametrize("token, filled, message", [
     (-1, 0, "token must be from 0 to"), (VOCAB_SIZE, 0, "token must be from 0 to"),
     (5, 1000, "filled must be from 0 to"), (5, -1, "filled must be from 0 to")])
-def test_numbers_out_of_range_are_named_by_the_graph(token, filled, message, run, signatures):
-    M = run.sizes.mem_len + run.data["seq_len"] - 1
-    memory = tf.zeros([1, run.model.num_memories, M, run.sizes.d_model])
+def test_numbers_out_of_range_are_named_by_the_graph(token, filled, message, run, signatures, lm):
+    M = lm.model.sizes.mem_len + run.data["seq_len"] - 1
+    memory = tf.zeros([1, lm.model.num_memories, M, lm.model.sizes.d_model])
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         signatures["next"](token=[token], memory=memory, filled=[filled])
     if message.startswith("token"):
@@ -232,9 +237,9 @@ def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(signatures):
     assert len(set(scores["nats"].tolist())) == 1
 
 
-def test_a_prompt_that_ends_with_an_empty_line_is_continued_at_its_start(run, signatures):
+def test_a_prompt_that_ends_with_an_empty_line_is_continued_at_its_start(lm, signatures):
     prompt = "a word\n \t"
-    text = run.generate(prompt, num_tokens=3, temperature=0.8, seed=1)
+    text = lm.generate(prompt, num_tokens=3, temperature=0.8, seed=1)
     assert text.startswith("a word\n") and text[7:8].strip()
     away = signatures["generate"](**SETTINGS | {"prompt": [prompt], "num_tokens": 3, "seed": 1,
                                                "top_k": 0, "top_p": 1.0})
@@ -254,7 +259,8 @@ def test_a_subnetwork_has_only_its_layers_and_half_precision_half_the_size(
         sizes[half] = (folder / "variables" / "variables.data-00000-of-00001").stat().st_size
         nats = loaded(folder)["score"](text=TEXTS[3:])["nats"][0]
         model, _ = run.network(architecture="found")
-        expected = float(tf.reduce_sum(run.language_model_of(model).token_nll(TEXTS[3])[1]))
+        found = run.language_model_of(model)
+        expected = float(tf.reduce_sum(found.token_nll(found.ids(TEXTS[3]))))
         assert nats == pytest.approx(expected, rel=1e-2 if half else 1e-5)
     whole = (saved_model / "variables" / "variables.data-00000-of-00001").stat().st_size
     assert sizes[True] < 0.6 * sizes[False] < 0.6 * whole
@@ -265,7 +271,7 @@ def test_an_export_replaces_another_and_nothing_else(begun, saved_model, tmp_pat
     (tmp_path / "mine" / "notes").write_text("mine")
     given = f"--run={begun}"
     done = run_command(export, given, f"--output_dir={tmp_path / 'mine'}")
-    assert "holds files that were not made here (notes)" in one_line(done)
+    assert "contains files that this program did not write (notes)" in one_line(done)
     assert (tmp_path / "mine" / "notes").read_text() == "mine"
     shutil.copytree(saved_model, begun / "saved_model")
     done = run_command(export, given, "--half")
@@ -286,10 +292,10 @@ def test_a_search_with_tied_embeddings_can_be_exported_chosen_from_and_tuned(dat
     tied = dict(data_dir=str(data_dir), tie_embeddings=True, proj_factor=2, max_steps=60)
     search = train_in(tmp_path, model_name="search", **tied)
     run = TrainedRun(search)
-    assert run.model.embedding is run.model.softmax.table
+    assert run.language_model.model.embedding is run.language_model.model.softmax.table
     export.save(run, None, tf.float32, tmp_path / "saved")
     scores = loaded(tmp_path / "saved")["score"](text=tf.constant([TEXTS[0]]))
-    log_prob = run.log_prob(TEXTS[0])[1]
+    log_prob = run.language_model.log_prob(TEXTS[0])[1]
     assert scores["nats"][0] == pytest.approx(-np.nansum(log_prob), rel=1e-5)
     assert run_command(choose, f"--run={search}", "--num_windows=1").returncode == 0
     report = json.loads(next(search.glob("choices_step*.json")).read_text())

@@ -1,6 +1,5 @@
-"""Files that appear whole, and tell when they have been changed."""
+"""Files appear whole, and every change of them is noticed."""
 
-import json
 import random
 from pathlib import Path
 
@@ -11,22 +10,18 @@ from support import files
 from support.cli import InputError
 
 
-def test_json_comes_back_and_every_change_of_it_is_noticed(tmp_path):
-    content, path, rng = (
-        {"a": [1, 2.5, None], "b": {"ü": "\x00"}, "c": True},
-        tmp_path / "new" / "some.json",
-        random.Random(0),
-    )
+def test_json_comes_back_and_every_change_is_noticed(tmp_path):
+    content = {"a": [1, 2.5, None], "b": {"ü": "\x00"}, "c": True}
+    path, rng = tmp_path / "new" / "some.json", random.Random(0)
     files.write_json(path, content)
     assert files.read_json(path) == content and list(path.parent.iterdir()) == [path]
-    assert json.loads(path.read_text())["a"] == [1, 2.5, None]
     written, noticed = path.read_bytes(), 0
     for _ in range(500):
         changed = bytearray(written)
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         try:
-            assert files.read_json(path) == content  # what changed was white space
+            assert files.read_json(path) == content  # white space changed
         except InputError as error:
             assert "some.json is damaged" in str(error) and "\n" not in str(error)
             noticed += 1
@@ -40,15 +35,13 @@ def test_json_comes_back_and_every_change_of_it_is_noticed(tmp_path):
 def test_the_content_of_another_file_is_noticed(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": 1})
     assert files.read_json(tmp_path / "a.json", ["a"]) == {"a": 1}
-    with pytest.raises(
-        InputError,
-        match="a.json was written by another program, or another version of this one: it lacks b",
-    ):
+    with pytest.raises(InputError, match="a.json was written by another program, or another .*: "
+                                         "it lacks b"):
         files.read_json(tmp_path / "a.json", ["a", "b"])
 
 
 @pytest.mark.parametrize("place", [(files, "sync"), (Path, "replace")])
-def test_a_file_that_cannot_be_written_stays_as_it_was(place, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_is_unchanged(place, tmp_path, monkeypatch):
     path = tmp_path / "some.txt"
     files.write_whole(path, b"before")
 

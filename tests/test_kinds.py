@@ -1,4 +1,4 @@
-"""A fourth kind of layer, added as README says: one class, one line."""
+"""A fourth layer type, added as CONTRIBUTING.md says: one class, one line."""
 
 import re
 
@@ -20,14 +20,14 @@ from training import costs
 from training.latency import layer_latency
 from training.trained_run import TrainedRun
 
-WIDTH = 3  # positions that README's convolution sees
+WIDTH = 3  # positions that the convolution of CONTRIBUTING.md sees
 
 
 @pytest.fixture(autouse=True)
 def four_kinds(monkeypatch):
-    """README's class and line are in force."""
+    """The class and line of CONTRIBUTING.md are in force."""
     monkeypatch.setitem(layers.KINDS, "convolution", None)  # so that it is removed afterwards
-    exec(example("A new kind of layer"), vars(layers) | {"tf": tf})
+    exec(example("CONTRIBUTING.md", "How to add"), vars(layers) | {"tf": tf})
 
 
 def test_a_search_weighs_it(run_train, monkeypatch):
@@ -47,7 +47,7 @@ def test_a_search_weighs_it(run_train, monkeypatch):
 
 def test_a_fixed_network_has_it_and_carries_its_memory(run_train):
     folder = run_train(architecture="ca", max_steps=40, log_every=10, fresh=True)
-    losses = events_of(folder / "train")[0]["loss"]
+    losses = events_of(folder / "train")[0]["metrics/loss"]
     assert results_of(folder)["architecture"] == "ca" and losses[40] < losses[10]
     net = PARTransformerXL(30, ["convolution", "identity"], d_model=8, num_heads=2, mem_len=4)
     tokens = tf.constant(np.random.default_rng(0).integers(4, 30, [2, 8]), tf.int32)

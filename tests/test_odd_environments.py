@@ -1,4 +1,4 @@
-"""Commands where the console, the locale or the folder is not what one hopes for."""
+"""Commands in odd environments: consoles, locales, clocks, devices and other programs' settings."""
 
 import fcntl
 import itertools
@@ -12,14 +12,14 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import keras
 import pytest
 import tensorflow as tf
 import tiny
+import warm
 from chaos import differences, events_of
-from commands import one_line, run_command
+from commands import run_command
 from conftest import PROJECT, results_of, train_in, write_corpus
 
 import evaluate
@@ -28,26 +28,29 @@ from support import console, devices
 from support.cli import InputError
 
 COMMANDS = ("data_utils", "train", "evaluate", "generate", "plot_search", "choose", "cutoffs",
-            "bench")
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-TRAIN = [sys.executable, PROJECT / "train.py", "--max_steps=8", "--log_every=4", *tiny.as_flags(
+            "export", "bench")
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+OF_OTHERS = {  # set for other programs
+    "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "torch", "MPLBACKEND": "nonsense",
+    "TF_FUNCTION_JIT_COMPILE_DEFAULT": "1"}
+TRAIN = [PROJECT / "train.py", "--max_steps=8", "--log_every=4", *tiny.as_flags(
     **tiny.NETWORK | tiny.QUICK)]
 
 
 def run(*command, cwd, **settings):
-    """Runs a whole process, with some environment variables instead of others."""
+    """Runs a whole process, with changes of the environment variables."""
     variables = settings.pop("env", {})
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
     return subprocess.run(command, cwd=cwd, env=os.environ | variables, text=True, **settings)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_soon_there_without_tensorflow(command, tmp_path):
+def test_help_needs_no_tensorflow_and_has_examples(command, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was loaded')")
     done = run(sys.executable, PROJECT / f"{command}.py", "--help", cwd=tmp_path,
                env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.count(f"{command}.py") + done.stdout.count(".sh") >= 1  # examples
+    assert done.stdout.count(f"{command}.py") + done.stdout.count(".sh") >= 1
     assert "\n  --" in done.stdout and max(map(len, done.stdout.splitlines())) <= 100
 
 
@@ -60,19 +63,28 @@ def test_help_may_be_cut_and_is_in_groups(tmp_path):
     assert titles == ["Data:", "Network:", "Search:", "Schedule:", "Optimizer:", "Run:", "Devices:"]
 
 
-def test_files_are_utf8_and_an_ascii_console_shows_what_it_can(tmp_path):
+def test_locale_and_settings_of_other_programs_change_nothing(tmp_path):
+    """Files are UTF-8, an ASCII console shows what it can, Keras computes with TensorFlow."""
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text('{"backend": "jax", "floatx": "float16"}')
+    odd = ASCII | OF_OTHERS | {"HOME": str(tmp_path)}
     corpus = write_corpus(tmp_path / "красная")
     with open(corpus / "train.txt", "a", encoding="utf-8") as file:
         file.write("Ωmega 红楼梦 ☃ .\n" * 30)
-    flags = tiny.as_flags(**tiny.DATA)
-    made = run(sys.executable, PROJECT / "data_utils.py", "--input_dir=красная", *flags,
-               cwd=tmp_path, env=ASCII | {"PYTHONIOENCODING": "ascii"})
+    made = run(sys.executable, PROJECT / "data_utils.py", "--input_dir=красная",
+               *tiny.as_flags(**tiny.DATA), cwd=tmp_path, env=odd)
     assert made.returncode == 0 and "corpus \\u043a" in made.stdout, made.stderr
     metadata = json.loads((tmp_path / "data" / "tfrecords" / "metadata.json").read_text("utf-8"))
     assert metadata["corpus"] == "красная"
-    trained = run(*TRAIN, "--model_name=名", cwd=tmp_path, env=ASCII)
-    assert trained.returncode == 0, trained.stderr
+    trained = run(sys.executable, *TRAIN, "--model_name=名", cwd=tmp_path, env=odd)
+    assert trained.returncode == 0 and trained.stderr == "", trained.stderr
     assert "красная" in (tmp_path / "logs" / "名" / "training_log.log").read_text("utf-8")
+    (tmp_path / ".keras" / "keras.json").write_text('{"backend": "jax"}')
+    library = ("from training.trained_run import TrainedRun; import keras; "
+               "print(keras.backend.backend(), TrainedRun('logs/名').generate('Ωmega', 3))")
+    here = {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "MPLBACKEND": "agg"}
+    used = run(sys.executable, "-c", library, cwd=tmp_path, env=OF_OTHERS | here)
+    assert used.stdout.startswith("tensorflow Ωmega") and used.stderr == ""  # it loads quietly
     written = run(sys.executable, PROJECT / "generate.py", "--run=logs/名", "--prompt=Ωmega ☃",
                   "--num_tokens=3", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert written.returncode == 0 and written.stdout.startswith("\\u03a9mega \\u2603")
@@ -91,10 +103,10 @@ def test_a_line_is_drawn_over_on_a_terminal_alone(capsys, monkeypatch):
     assert capsys.readouterr().out == "\r" + "\r".join(drawn) + "\ninterrupted at step 10\n"
 
 
-@pytest.mark.parametrize("columns", [60, 200])
-def test_the_bar_is_as_wide_as_the_terminal(columns):
-    program = ("from support import console; console.open_standard_streams(); "
-               "console.Console().progress(0.5, 'x' * 300)")
+@pytest.mark.parametrize("columns", [10, 60, 200])
+def test_the_bar_is_as_wide_as_the_terminal_and_does_not_wrap(columns):
+    program = ("from support import console; console.open_standard_output(); "
+               "console.Console().progress(0.5, 'x' * 300); console.redraw('y' * 300)")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
     here = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
@@ -103,31 +115,38 @@ def test_the_bar_is_as_wide_as_the_terminal(columns):
     for descriptor in (ours, theirs):
         os.close(descriptor)
     assert done.returncode == 0
-    assert drawn == f"\r[{'=' * 10}{' ' * 10}] ".ljust(columns, "x")
+    bar = f"[{'=' * 10}{' ' * 10}] ".ljust(columns, "x")[:columns - 1]
+    assert drawn == f"\r{bar}\r{'y' * (columns - 1)}"
 
 
-def test_output_that_is_no_terminal_has_plain_lines(data_dir, tmp_path):
-    done = run(*TRAIN, f"--data_dir={data_dir}", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert not set("\r\b\x1b") & set(done.stdout)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
-    log = (tmp_path / "logs" / "supernet" / "training_log.log").read_text()
-    assert len(lines) == 3 and all(f" {line}\n" in log for line in lines)
-    assert "ETA" in lines[0]
+def test_training_outlives_its_console(data_dir, tmp_path):
+    """A file gets plain lines, and a closed pipe what it takes."""
+    for name, redirection in [("file", ">out"), ("pipe", "| head -n 1")]:
+        command = ("bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "bash",
+                   *warm.PYTHON, *TRAIN, f"--data_dir={data_dir}", f"--model_name={name}")
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        log = (tmp_path / "logs" / name / "training_log.log").read_text()
+        assert "step 4/" in log and "results in" in log
+    out, log = ((tmp_path / path).read_text() for path in ("out", "logs/file/training_log.log"))
+    lines = [line for line in out.splitlines() if line.startswith("step ")]
+    assert not set("\r\b\x1b") & set(out) and len(lines) == 3 and "ETA" in lines[0]
+    assert all(f" {line}\n" in log for line in lines)
 
 
-@pytest.mark.parametrize("redirection", [">&-", "<&- >&- 2>&-", ">/dev/full", "| head -n 1"])
-def test_training_goes_on_without_its_console(redirection, data_dir, tmp_path):
-    command = f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}'
-    done = run("bash", "-c", command, "bash", *TRAIN, f"--data_dir={data_dir}", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    log = (tmp_path / "logs" / "supernet" / "training_log.log").read_text()
-    assert "step 4/" in log and "results in" in log
+def test_the_lines_of_a_training_survive_a_full_disk():
+    program = ("import logging, sys; from support import console; console.open_standard_output(); "
+               "lines = console.Console(); "
+               "[lines.emit(logging.makeLogRecord({'msg': 'x' * 9999})) for _ in range(9)]; "
+               "lines.progress(0.5, 'y'); print('alive', file=sys.stderr)")
+    with open("/dev/full", "w") as full:
+        done = run(sys.executable, "-c", program, cwd=PROJECT, stdout=full)
+    assert done.returncode == 0 and done.stderr == "alive\n"
 
 
 def test_a_full_standard_output_is_named(search_run, tmp_path):
     with open("/dev/full", "w") as full:
-        done = run(sys.executable, PROJECT / "evaluate.py", f"--run={search_run}", cwd=tmp_path,
+        done = run(*warm.PYTHON, PROJECT / "evaluate.py", f"--run={search_run}", cwd=tmp_path,
                    stdout=full)
     assert done.returncode == 1
     assert done.stderr == "error: cannot write to standard output: No space left on device\n"
@@ -154,10 +173,6 @@ def test_texts_of_one_name_have_their_own_scores(begun, corpus_dir, tmp_path):
     assert len(reports) == 2 and len({report["loss"] for report in reports}) == 2
 
 
-def test_a_run_without_name_is_named(search_run):
-    assert "is empty" in one_line(run_command(evaluate, f"--run={search_run},"))
-
-
 def test_each_typed_line_has_a_draw_of_its_own(search_run):
     given = [f"--run={search_run}", "--num_tokens=12", "--seed=3"]
     once, again = (run_command(generate, *given, stdin=b"the same\nthe same\n") for _ in range(2))
@@ -171,12 +186,6 @@ def test_a_cluster_without_workers_is_one_machine(config, monkeypatch):
     assert devices.strategy("auto").num_replicas_in_sync == 1
 
 
-def test_a_cluster_that_is_not_understood_can_be_left(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": 3}}')
-    with pytest.raises(InputError, match="or --distribute=none"):
-        devices.strategy("auto")
-
-
 def test_events_of_a_clock_that_was_ahead_come_first(data_dir, tmp_path):
     train = dict(data_dir=str(data_dir), log_every=2, num_layers=1)
     folder = train_in(tmp_path, max_steps=4, **train)
@@ -184,12 +193,13 @@ def test_events_of_a_clock_that_was_ahead_come_first(data_dir, tmp_path):
     events.rename(events.with_name(events.name.replace("tfevents.0", "tfevents.9")))
     train_in(tmp_path, max_steps=8, **train)
     names = sorted(folder.glob("train/events*"))  # TensorBoard reads them in this order
-    assert len(names) == 2 and sorted(events_of(folder / "train")[0]["loss"]) == [2, 4, 6, 8]
+    losses = events_of(folder / "train")[0]["metrics/loss"]
+    assert len(names) == 2 and sorted(losses) == [2, 4, 6, 8]
     steps = []
     for number, name in enumerate(names):
         (tmp_path / str(number)).mkdir()
         shutil.copy(name, tmp_path / str(number))
-        steps += sorted(events_of(tmp_path / str(number))[0]["loss"])
+        steps += sorted(events_of(tmp_path / str(number))[0]["metrics/loss"])
     assert steps == [2, 4, 6, 8]
 
 
@@ -206,29 +216,6 @@ def test_a_clock_that_jumps_changes_nothing(data_dir, tmp_path, monkeypatch):
     runs = [tmp_path / name / "logs" / "supernet" for name in ("steady", "jumping")]
     assert differences(*runs) == []
     assert results_of(runs[1])["wall_seconds"] < 600
-
-
-# What people set for other programs.
-OF_OTHERS = {
-    "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "torch", "MPLBACKEND": "nonsense",
-    "TF_FUNCTION_JIT_COMPILE_DEFAULT": "1"}
-
-
-@pytest.mark.parametrize("command", [
-    ["data_utils.py", "--input_dir={corpus_dir}", "--output_dir=made", *tiny.as_flags(**tiny.DATA)],
-    ["train.py", "--data_dir={data_dir}", "--max_steps=2", "--model_name=other",
-     *tiny.as_flags(**tiny.NETWORK | tiny.QUICK)],
-    ["evaluate.py", "--run={begun}"],
-    ["generate.py", "--run={begun}", "--prompt=a word", "--num_tokens=2"],
-    ["export.py", "--run={begun}"],
-    ["plot_search.py", "--run={begun}"],
-], ids=lambda command: command[0])
-def test_commands_work_whatever_the_environment_says_for_others(
-        command, corpus_dir, data_dir, begun, tmp_path):
-    given = {"corpus_dir": corpus_dir, "data_dir": data_dir, "begun": begun}
-    program, *arguments = (argument.format_map(given) for argument in command)
-    done = run(sys.executable, PROJECT / program, *arguments, cwd=tmp_path, env=OF_OTHERS)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused_before_the_work(data_dir, tmp_path):
@@ -254,19 +241,9 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch, req
 
 def test_a_run_in_mixed_precision_is_resumed_where_there_is_no_bfloat16(
         data_dir, tmp_path, monkeypatch):
-    given = dict(data_dir=str(data_dir), mixed_precision=True, fresh=True)
+    given = dict(data_dir=str(data_dir), mixed_precision=True)
     train_in(tmp_path, max_steps=4, **given)
     monkeypatch.setattr(devices, "has_bfloat16", lambda gpus: False)
     folder = train_in(tmp_path, max_steps=8, **given)
     log = (folder / "training_log.log").read_text()
     assert "resumed at step 4" in log and results_of(folder)["steps"] == 8
-
-
-def test_keras_computes_with_tensorflow_whatever_its_settings_say(tmp_path):
-    (tmp_path / ".keras").mkdir()
-    (tmp_path / ".keras" / "keras.json").write_text('{"backend": "jax", "floatx": "float16"}')
-    program = "from training import trained_run; import keras; print(keras.backend.backend())"
-    done = run(sys.executable, "-c", program, cwd=PROJECT,
-               env={"HOME": str(tmp_path), "KERAS_BACKEND": "jax"})
-    assert (done.stdout, done.stderr) == ("tensorflow\n", "")  # importing is quiet
-    assert Path(tmp_path / ".keras" / "keras.json").exists()

@@ -16,21 +16,22 @@ import evaluate
 import plot_search
 from support import files, pictures
 from support.cli import InputError
+from support.events import curves
 from training.trained_run import TrainedRun
 
 
 def test_curves_are_those_of_the_log(search_run):
-    curves = TrainedRun(search_run).recorded("train")
+    train = curves(search_run / "train")
     log = (search_run / "training_log.log").read_text()
     written = re.findall(r" step ([\d,]+)/.*  loss (\S+) .* tokens/s", log)
-    steps, losses = curves["loss"]
+    steps, losses = train["metrics/loss"]
     assert steps.tolist() == [int(step.replace(",", "")) for step, _ in written]
     assert losses == pytest.approx([float(loss) for _, loss in written], abs=1e-4)
-    steps_of_pi, pi = TrainedRun(search_run).recorded("train", plugin="pi")["pi/all"]
+    steps_of_pi, pi = curves(search_run / "train", plugin="pi")["pi/all"]
     assert steps_of_pi.tolist() == steps.tolist()
     assert pi.shape == (len(steps), 2, 3) and np.allclose(pi.sum(axis=2), 1)
     assert np.allclose(pi[-1], results_of(search_run)["pi"])
-    assert np.allclose(pi[:, :, 2].sum(axis=1), curves["pi/identity_blocks"][1])
+    assert np.allclose(pi[:, :, 2].sum(axis=1), train["pi/identity_blocks"][1])
 
 
 def test_entropy_by_hand():
@@ -47,7 +48,7 @@ def test_the_animation_and_the_still_picture(search_run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout == f"wrote {run}/search.gif, {run}/search.png\n"
-    steps = len(TrainedRun(run).recorded("train")["loss"][0])
+    steps = len(curves(run / "train")["metrics/loss"][0])
     with Image.open(run / "search.gif") as movie:
         assert movie.is_animated and movie.n_frames == min(steps, plot_search.FRAMES)
         first = np.asarray(movie.convert("L"))
@@ -106,13 +107,13 @@ def test_the_picture_of_attention_is_grey_and_shows_tokens_and_windows(begun, ca
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         assert np.ptp(pixels, axis=2).max() == 0 and pixels.std() > 20
-    weights, tokens = run.attention(text)
+    weights, tokens = run.language_model.attention(text)
     figure = pictures.attention_figure(
         weights[0][..., -len(tokens):], tokens, run.data["seq_len"], "title")
-    heads = [axes for axes in figure.axes if axes.images]
-    assert len(heads) == run.sizes.num_heads
+    heads, sizes = [axes for axes in figure.axes if axes.images], run.language_model.model.sizes
+    assert len(heads) == sizes.num_heads
     for axes, expected in zip(heads, weights[0]):
-        assert np.array_equal(axes.images[0].get_array(), expected[:, run.sizes.mem_len:])
+        assert np.array_equal(axes.images[0].get_array(), expected[:, sizes.mem_len:])
         assert [label.get_text() for label in axes.get_yticklabels()] == [
             token.strip() or token for token in tokens]
     pyplot.close(figure)

@@ -14,17 +14,21 @@ import train
 from support import files
 from support.checkpoints import Checkpoints
 from support.cli import InputError
-from training.recording import Run
+from training.recording import Recorder
 from training.scoring import Evaluator
 from training.trainer import Trainer
 
 PLACES = {  # in the program, and the number of the call
     "first steps": ((Trainer, "train"), 1), "before the first line": ((Trainer, "train"), 3),
     "a line": ((Trainer, "end_line"), 12), "a checkpoint": ((Checkpoints, "save"), 1),
-    "another": ((Checkpoints, "save"), 3), "the end of an epoch": ((Run, "heat_map"), 1),
-    "a validation": ((Evaluator, "__call__"), 1), "its result": ((Run, "evaluation"), 1),
+    "another": ((Checkpoints, "save"), 3), "the end of an epoch": ((Recorder, "heat_map"), 1),
+    "a validation": ((Evaluator, "__call__"), 1), "its result": ((Recorder, "evaluation"), 1),
     "the last validation": ((Evaluator, "__call__"), 1), "the test": ((Evaluator, "__call__"), 2),
-    "the end": ((Run, "finish"), 1)}
+    "the end": ((Recorder, "finish"), 1)}
+
+
+def validated(folder):
+    return events_of(folder / "valid")[0]["metrics/loss"]
 
 
 def test_a_run_that_is_interrupted_anywhere_equals_one_that_is_not(
@@ -61,8 +65,8 @@ def test_a_run_that_dies_at_any_moment_equals_one_that_does_not(run_train, tmp_p
     settings = dict(max_steps=230, save_every="30")
     whole = run_train(**settings).rename(tmp_path / "whole")
     for place, count in [
-            ((Trainer, "end_line"), 3), ((files, "sync"), 3), ((Run, "heat_map"), 1),
-            ((Evaluator, "__call__"), 1), ((Run, "evaluation"), 1), ((Run, "finish"), 1)]:
+            ((Trainer, "end_line"), 3), ((files, "sync"), 3), ((Recorder, "heat_map"), 1),
+            ((Evaluator, "__call__"), 1), ((Recorder, "evaluation"), 1), ((Recorder, "finish"), 1)]:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             when_called(patch, place, count, die)
             run_train(**settings)
@@ -76,7 +80,7 @@ def test_max_steps_may_grow(run_train, data_dir):
         parts = run_train(model_name="parts", max_steps=stop)
     best = {"best_loss": state_of(whole)["best_loss"]}
     assert state_of(whole) == state_of(parts) | best
-    assert sorted(events_of(parts / "valid")[0]["loss"]) == [10, steps, steps + 3, steps + 25]
+    assert sorted(validated(parts)) == [10, steps, steps + 3, steps + 25]
     for key in ("train", "valid", "test", "pi", "steps"):
         assert results_of(whole)[key] == results_of(parts)[key]
 
@@ -129,7 +133,7 @@ def test_a_run_stopped_in_an_epoch_may_end_there_but_not_before(run_train, tmp_p
         run_train(log_every=1000, max_steps=1)
     folder = run_train(log_every=1000, max_steps=step)
     results = results_of(folder)
-    assert results["steps"] == step and list(events_of(folder / "valid")[0]["loss"]) == saved
+    assert results["steps"] == step and list(validated(folder)) == saved
     assert results["train"]["loss"] > 3 and results["tokens_per_second"] > 0
 
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
-from chaos import events_of
 from conftest import PROJECT, TINY, shared_trainer, tiny_settings
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 import data_utils
 import train
 from support import devices
 from support.cli import InputError
-from training.recording import NullRun, Run, configuration
+from support.events import curves
+from training.recording import NullRecorder, Recorder, configuration
 from training.trained_run import TrainedRun
 
 
@@ -26,7 +27,7 @@ def open_run(data_dir, folder):
     trainer = shared_trainer(data_dir, metadata, settings)
     with flagsaver.flagsaver(**TINY | {"data_dir": str(data_dir)}):
         config = configuration(train.own_flags(), settings, metadata)
-    return Run(folder, config, data_dir, trainer.state), trainer
+    return Recorder(folder, config, data_dir, trainer.state), trainer
 
 
 def mark_and_evaluate(run, trainer, step, loss):
@@ -111,36 +112,6 @@ def test_checkpoints_that_cannot_be_read_are_no_new_run(error, data_dir, begun, 
     assert sorted(begun.rglob("*")) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"no events" * 99])
-def test_an_events_file_that_is_something_else_is_set_aside(content, data_dir, tmp_path, capsys):
-    run, _ = open_run(data_dir, tmp_path)
-    run.scalars("train", 1, {"loss": 1})
-    run.save(1)
-    run.close()
-    (tmp_path / "train" / "events.mine").write_bytes(content)
-    run, _ = open_run(data_dir, tmp_path)
-    run.close()
-    if content:
-        assert (tmp_path / "train" / "set-aside-events.mine").read_bytes() == content
-        assert "events.mine is no events file: it is now " in capsys.readouterr().out
-    assert events_of(tmp_path / "train")[0]["loss"] == {1: 1}
-
-
-def test_curves_that_are_damaged_are_told(data_dir, tmp_path, capsys):
-    run, _ = open_run(data_dir, tmp_path)
-    for step in range(9):
-        run.scalars("train", step, {"loss": step})
-    run.save(9)
-    run.close()
-    path, = tmp_path.glob("train/events*")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    steps, _ = TrainedRun(tmp_path).recorded("train")["loss"]
-    assert 0 < len(steps) < 9
-    assert f"{path} is damaged after its first " in capsys.readouterr().err
-
-
 def test_a_network_that_training_replaces_is_read_all_the_same(begun, monkeypatch):
     run, listed = TrainedRun(begun), []
     checkpoints = run._checkpoints
@@ -159,22 +130,24 @@ def test_a_network_that_training_replaces_is_read_all_the_same(begun, monkeypatc
 
 @pytest.mark.parametrize("torn", [1, 9, 40])
 def test_curves_have_every_step_once_though_the_process_was_killed(torn, data_dir, tmp_path):
-    run, trainer = open_run(data_dir, tmp_path)
-    for step in (1, 2, 3):
-        run.scalars("train", step, {"loss": step})
+    recorder, _ = open_run(data_dir, tmp_path)
+    for step in (1, 2, 3, 4):
+        recorder.scalars("train", step, {"loss": step})
         if step == 2:
-            run.save(step)
-    run.close()
-    events, = tmp_path.glob("train/events*")
-    whole = events.read_bytes()
-    events.write_bytes(whole[:-torn])
-    run, trainer = open_run(data_dir, tmp_path)
-    assert run.resumed == 2
-    for step in (3, 4):
-        run.scalars("train", step, {"loss": 10 * step})
-    run.close()
-    assert events_of(tmp_path / "train")[0]["loss"] == {1: 1, 2: 2, 3: 30, 4: 40}
-    assert TrainedRun(tmp_path).recorded("train")["loss"][1].tolist() == [1, 2, 30, 40]
+            recorder.save(step)
+    recorder.close()
+    path, = tmp_path.glob("train/events*")
+    path.write_bytes(path.read_bytes()[:-torn])
+    recorder, _ = open_run(data_dir, tmp_path)
+    assert recorder.resumed == 2
+    for step in (3, 5):
+        recorder.scalars("train", step, {"loss": 10 * step})
+    recorder.close()
+    steps, values = curves(tmp_path / "train")["loss"]
+    assert (steps.tolist(), values.tolist()) == ([1, 2, 3, 5], [1, 2, 30, 50])
+    shown = EventAccumulator(str(tmp_path / "train")).Reload().Tensors("loss")
+    assert [event.step for event in shown] == [1, 2, 3, 5]
+    assert [tf.make_ndarray(event.tensor_proto) for event in shown] == [1, 2, 30, 50]
 
 
 def test_nothing_that_is_read_can_be_executed():
@@ -193,7 +166,7 @@ def test_nothing_that_is_read_can_be_executed():
 def test_a_null_run_takes_every_call_of_a_run_and_records_nothing(data_dir, tmp_path):
     run, trainer = open_run(data_dir, tmp_path / "run")
     run.close()
-    null = NullRun(tmp_path / "null", {}, data_dir, trainer.state)
+    null = NullRecorder(tmp_path / "null", {}, data_dir, trainer.state)
     calls = {name for name in dir(run) if not name.startswith("_") and callable(getattr(run, name))}
     assert {"say", "note", "save", "evaluation", "finish", "close"} <= calls
     for name in calls:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import warm
 from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of, one_line, run_command
-from conftest import PROJECT, copy_project, make_data, write_corpus
+from conftest import copy_project, make_data, write_corpus
 
 import data_utils
 import evaluate
@@ -24,7 +23,7 @@ import plot_search
 import train
 from support import pydocs
 from training import costs
-from training.settings import settings_of_flags
+from training.settings import settings_of
 from training.trainer import build_network
 
 OFFLINE = {
@@ -34,6 +33,7 @@ OFFLINE = {
 OF_THE_TOKENIZER = ("tokenizer.model", "tokenizer.vocab", "unigram_counts.txt")
 TINY = tiny.as_flags(**tiny.DATA)
 TINY_NET = tiny.as_flags(**tiny.NETWORK)
+COMPARE = ("env", "-u", "HOME", "SEEDS=4", "PICKS=ia d", "PRICES=", "sh", "recipes/compare.sh")
 
 
 @pytest.fixture
@@ -42,14 +42,21 @@ def project(tmp_path):
     return copy_project(tmp_path / "project", "tests")
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """No network for this process."""
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+
+
 def run(project, *command, path=None, cold=False):
     """Runs a command in the project.
 
     Args:
       project: the folder.
       command: program and arguments.
-      path: where programs are found; first of all Python as python3, if not told.
-      cold: Python starts as it does for a user, not as a warm process.
+      path: PATH; by default it starts with this Python as python3.
+      cold: start Python as for a user, not as a warm process.
     """
     if not path:
         python = project.parent / "bin"
@@ -64,15 +71,8 @@ def run(project, *command, path=None, cold=False):
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    """No network for this process."""
-    for name, value in OFFLINE.items():
-        monkeypatch.setenv(name, value)
-
-
 def tree(folder) -> dict:
-    """When each file of a folder was written."""
+    """{file: time of its last change} in a folder."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts}
 
@@ -80,14 +80,14 @@ def tree(folder) -> dict:
 def test_from_text_to_results_and_nothing_else_is_written(project, tmp_path):
     write_corpus(project / "Ba$$in {红楼梦}")
     before = tree(tmp_path)
-    given = ["--input_dir=Ba$$in {红楼梦}", *TINY, "--shards=3"]
+    given = ["--input_dir=Ba$$in {红楼梦}", *TINY]
     made = run(project, "./make_data.sh", *given, cold=True)
     assert made.returncode == 0 and made.stderr == "", made.stderr
     names = {path.name for path in (project / "data" / "tfrecords").iterdir()}
     assert names == {"train", "valid", "test", "metadata.json", *OF_THE_TOKENIZER}
     found = run(project, "python3", "cutoffs.py", "--clusters=3", "--d_model=8")
     assert found.stdout.startswith("--cutoffs=")
-    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30", cold=True)
+    trained = run(project, "./train.sh", *TINY_NET, "--max_steps=30")
     assert trained.returncode == 0 and trained.stderr == "", trained.stderr
     results = json.loads((project / "logs" / "supernet" / "results.json").read_text())
     assert results["flags"]["max_lr"] == 1e-4  # train.sh's own
@@ -99,8 +99,8 @@ def test_from_text_to_results_and_nothing_else_is_written(project, tmp_path):
         assert done.returncode == 0, done.stderr
     after = tree(tmp_path)
     made = [str(path.relative_to(tmp_path)) for path in after.keys() - before.keys()]
-    folders = ("project/data/tfrecords/", "project/logs/supernet/", "bin/",  # which `run` makes
-               ".keras/", ".cache/matplotlib/")  # what the libraries keep in the home folder
+    folders = ("project/data/tfrecords/", "project/logs/supernet/", "bin/",  # by `run`
+               ".keras/", ".cache/matplotlib/")  # by the libraries, in the home folder
     assert [path for path in made if not path.startswith(folders)] == []
     assert {path: after.get(path) for path in before} == before
 
@@ -109,7 +109,7 @@ RECORD = """#!/usr/bin/env bash
 if [[ ${{1-}} == *.py && $1 != *missing_packages.py ]]; then
   printf '%s\\0' "$@" >>{record}
   echo >>{record}
-  letters=ai # what a search finds
+  letters=ai # found by a search
   for flag in "$@"; do
     case $flag in
       --model_name=*) run=logs/${{flag#*=}} ;;
@@ -125,9 +125,9 @@ fi
 
 
 def commands_of(project, *script) -> list[list[str]]:
-    """The programs, with their arguments, that a script would run if each of them ended well.
+    """The programs that a script would run, with their arguments, if each succeeded.
 
-    Of a training only the architecture in its results is there afterwards.
+    A training leaves only the architecture in its results.
     """
     folder, record = project / "recording", project / "record"
     folder.mkdir(exist_ok=True)
@@ -139,36 +139,41 @@ def commands_of(project, *script) -> list[list[str]]:
     return [line.rstrip("\0").split("\0") for line in record.read_text().splitlines()]
 
 
+def value_of(command: list[str], name: str) -> str:
+    """The value of a flag: its last one counts."""
+    return next(flag.split("=")[1] for flag in reversed(command) if flag.startswith(f"--{name}="))
+
+
+def test_a_comparison_trains_each_network_once_and_resumes(project):
+    several = ("env", "SEEDS=4 1", "PICKS=da d iai", "PRICES=0.006", "recipes/compare.sh")
+    commands = commands_of(project, *several, *TINY_NET)
+    searches, alone = commands[:2], commands[2:-2]
+    for price, command in zip(("0", "0.006"), searches):
+        assert {"--seed=4", "--epochs=1", f"--latency_weight={price}"} <= set(command)
+    letters = ("aa", "ad", "dd", "ai", "da", "ia")  # both searches found ai; d is dd
+    assert [(value_of(command, "seed"), value_of(command, "architecture")) for command in alone] \
+        == [(seed, each) for seed in "41" for each in letters]
+    assert all({"--epochs=2", "--max_lr=2e-3"} <= set(command) for command in alone)
+    (project / "logs" / "compare_dd_1" / "results.json").unlink()  # it was killed
+    assert commands_of(project, *several, *TINY_NET) == [alone[-4], *commands[-2:]]
+    for variables, flag, message in [
+            ([], "--d_model=9", "logs holds a comparison with other flags (--max_lr=2e-3"),
+            (["PICKS=3"], "--d_model=8", "PICKS takes letters"),
+            (["SEEDS="], "--d_model=8", "SEEDS is empty"),
+            ([], "--seed=3", "--seed=3: this script sets --seed itself"),
+            ([], "--logs_dir=~nosuchuser/logs", "~nosuchuser/logs: write the path without ~")]:
+        assert message in one_line(run(project, *several[:-1], *variables, several[-1], flag))
+
+
 @pytest.mark.filterwarnings("ignore:Even though.*run_functions_eagerly")
 def test_the_found_network_is_compared_with_others(project, monkeypatch):
     corpus = write_corpus(project / "mine", lines=(150, 4, 4))
     make_data(corpus, project / "data" / "tfrecords")
-    given = tiny.as_flags(**tiny.NETWORK, max_steps=1)
     monkeypatch.chdir(project)
-    tf.config.run_functions_eagerly(True)  # soon done where there is one step
+    commands = commands_of(project, *COMPARE, *tiny.as_flags(**tiny.NETWORK, max_steps=1))
+    shutil.rmtree(project / "logs")
+    tf.config.run_functions_eagerly(True)  # faster for a single step
     try:
-        compare = ("env", "SEEDS=4 1", "PICKS=da d iai", "PRICES=0.006", "recipes/compare.sh")
-        commands = commands_of(project, *compare, *given)
-        searches, alone = commands[:2], commands[2:-2]
-        for price, command in zip(("0", "0.006"), searches):
-            assert {"--seed=4", "--epochs=1", f"--latency_weight={price}"} <= set(command)
-        trained = []
-        for command in alone:
-            seed, letters = (next(flag.split("=")[1] for flag in reversed(command)
-                                  if flag.startswith(f"--{name}="))
-                             for name in ("seed", "architecture"))
-            trained.append((seed, letters))
-            assert "--epochs=2" in command and "--max_lr=2e-3" in command
-        letters = ("aa", "ad", "dd", "ai", "da", "ia")  # both searches found ai; d is dd
-        assert trained == [(seed, each) for seed in "41" for each in letters]
-        assert commands_of(project, *compare, *given) == commands[-2:]  # it goes on
-        other = run(project, *compare)
-        assert "logs has a comparison with other flags (--max_lr=2e-3" in one_line(other)
-        assert "PICKS takes letters" in one_line(run(project, "env", "PICKS=3", *compare[-1:]))
-        seed = run(project, *compare, "--seed=3")
-        assert "--seed=3: this script sets --seed itself" in one_line(seed)
-        assert "SEEDS is empty" in one_line(run(project, "env", "SEEDS=", *compare[-1:]))
-        shutil.rmtree(project / "logs")
         for path, *arguments in commands:
             program = {"train.py": train, "evaluate.py": evaluate, "plot_search.py": plot_search}
             done = run_command(program[Path(path).name], *arguments)
@@ -176,16 +181,16 @@ def test_the_found_network_is_compared_with_others(project, monkeypatch):
     finally:
         tf.config.run_functions_eagerly(False)
     scores = {line.split()[-1]: int(line.split()[2]) for line in done.stdout.splitlines()[1:-1]}
-    assert scores == {"aa": 2, "ad": 2, "dd": 2, "da": 2, "a": 4}  # ai and ia are one network
+    assert scores == {"aa": 1, "ad": 1, "dd": 1, "a": 2}  # ai and ia are one network
     assert (project / "logs" / "compare_aa_4" / "comparison.png").is_file()
 
 
 def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path, monkeypatch):
-    every = 1 if "COLD" in os.environ else 20  # all of it takes a minute
+    every = 1 if "COLD" in os.environ else 40  # all of it takes a minute
     some = list(pydocs._source_files())[::every]
     monkeypatch.setattr(pydocs, "_source_files", lambda: some)
     monkeypatch.chdir(tmp_path)
-    made = run_command(data_utils, *(["--vocab_size=4000"] if every > 1 else []))
+    made = run_command(data_utils, *(["--vocab_size=2000"] if every > 1 else []))
     assert made.returncode == 0 and "NOT WikiText-2" in made.stderr, made.stderr
     metadata = json.loads((tmp_path / "data" / "tfrecords" / "metadata.json").read_text())
     assert metadata["corpus"] == "pydocs"
@@ -195,7 +200,7 @@ def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path
 RECIPES = {  # and the programs that each of them runs
     "compare.sh": ["train.py", "evaluate.py", "plot_search.py"],
     "fast.sh": ["train.py"],
-    **dict.fromkeys(["enwik8.sh", "text8.sh", "wt103_base.sh", "wt2_words.sh"],
+    **dict.fromkeys(["characters.sh enwik8", "wt103_base.sh", "wt2_words.sh"],
                     ["data_utils.py", "train.py"])}
 
 
@@ -204,40 +209,32 @@ def test_scripts_need_no_permission_to_be_run_and_no_bash_in_front(project):
     scripts = list(project.rglob("*.sh"))
     for path in scripts:
         path.chmod(0o644)
-    assert RECIPES.keys() == {path.name for path in scripts if path.parent.name == "recipes"}
+    recipes = {path.name for path in scripts if path.parent.name == "recipes"}
+    assert {recipe.split()[0] for recipe in RECIPES} == recipes
     short = ("env", "SEEDS=4", "PICKS=da", "PRICES=0.006")
     for name, programs in RECIPES.items():
-        commands = commands_of(project, *short, "sh", f"recipes/{name}")
+        commands = commands_of(project, *short, "sh", *f"recipes/{name}".split())
         assert list(dict.fromkeys(Path(command[0]).name for command in commands)) == programs, name
     for name, program in (("make_data", "data_utils"), ("train", "train")):
         command, = commands_of(project, "sh", f"{name}.sh", "a b")
         assert Path(command[0]).name == f"{program}.py" and command[-1] == "a b"
 
 
-def test_the_fast_recipe_searches_unless_it_is_told_which_network_to_train(project):
+def test_the_fast_recipe_searches_unless_an_architecture_is_given(project):
     for given in ((), ("--architecture=search",), ("--architecture=adadad",), ("--init_from=a",)):
         command, = commands_of(project, "recipes/fast.sh", "--epochs=2", *given)
         searches = given in ((), ("--architecture=search",))
         assert ("--gumbel_per_row" in command) == ("--tau_start=3" in command) == searches
-        assert command.index("--epochs=1") < command.index("--epochs=2")
-        assert "--tie_embeddings" in command
+        assert value_of(command, "epochs") == "2" and "--tie_embeddings" in command
 
 
-def test_the_home_folder_is_known_without_its_variable(project):
-    compare = ("env", "-u", "HOME", "bash", "recipes/compare.sh")
-    assert commands_of(project, *compare)
-    told = one_line(run(project, *compare, "--logs_dir=~nosuchuser/logs"))
-    assert told == "error: --logs_dir=~nosuchuser/logs: write the path without ~\n"
-
-
-def test_a_folder_that_was_removed_is_named_as_the_reason(project, tmp_path):
-    for script in (project / "make_data.sh", project / "recipes" / "fast.sh"):
-        gone = tmp_path / "gone"
-        gone.mkdir()
-        done = run(project, "bash", "-c", 'cd "$1"; rmdir "$1"; exec bash "$2"', "", gone, script)
-        bash, told = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
-        assert told == "error: the current folder has been removed: change to one that exists"
-        assert all(line.startswith("shell-init: ") for line in bash), bash  # bash, before it begins
+def test_a_removed_folder_is_named_as_the_reason(project, tmp_path):
+    (tmp_path / "gone").mkdir()
+    remove = 'cd "$1"; rmdir "$1"; exec bash "$2"'
+    done = run(project, "bash", "-c", remove, "", tmp_path / "gone", project / "make_data.sh")
+    *bash, line = done.stderr.splitlines()
+    assert line == "error: the current folder has been removed: change to one that exists"
+    assert all(line.startswith("shell-init: ") for line in bash), bash  # before the script starts
 
 
 def test_a_clone_on_windows_has_the_line_ends_of_bash(tmp_path):
@@ -251,149 +248,53 @@ def test_a_clone_on_windows_has_the_line_ends_of_bash(tmp_path):
     assert texts and not [path for path in texts if b"\r" in path.read_bytes()]
 
 
-def test_the_scripts_work_from_another_folder(project, tmp_path):
-    write_corpus(tmp_path / "elsewhere" / "mine")
-    made = run(tmp_path / "elsewhere", project / "make_data.sh", "--input_dir=mine", *TINY)
-    assert made.returncode == 0, made.stderr
-    assert (tmp_path / "elsewhere" / "data" / "tfrecords" / "metadata.json").exists()
-
-
-def test_mistakes_end_in_one_line(offline, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("empty.txt").write_text("")
-    Path("file").write_text("")
-    Path("latin.txt").write_bytes(b"one\ncaf\xe9\n" * 99)
-    Path("short.txt").write_text("abcd abcd " * 20)
-    write_corpus(Path("mine"))
+def test_mistakes_end_in_one_line(offline, tmp_path):
+    write_corpus(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
     for given, message in [
-        (["--input_text=missing.txt"], "missing.txt is missing"),
-        (["--input_text=empty.txt"], "empty.txt is empty"),
-        (["--input_dir=mine", "--input_text=empty.txt"], "exclude each other"),
+        (["--input_dir=mine", "--input_text=file"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
-        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=9"], "leave --vocab_size out"),
-        (["--input_text=latin.txt"], "latin.txt is not UTF-8: line 2"),
-        (["--input_text=short.txt", "--vocab_size=266"], "train part of short.txt is too short"),
+        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=900"], "leave --vocab_size out"),
         (["--corpus=wikitext-2"], "cannot download wikitext-2"),
-        (["--batch_size=0"], "batch_size"),
-        (["--input_text=empty.txt", "--valid_fraction=0.6", "--test_fraction=0.6"], "fraction"),
     ]:
         assert message in one_line(run_command(data_utils, *given))
 
 
-def test_a_script_ends_as_its_program_does(project):
-    told = one_line(run(project, "./make_data.sh", "--input_text=missing.txt"))
-    assert told == "error: missing.txt is missing\n"
-    assert "run ./make_data.sh first" in one_line(run(project, "./train.sh"))
+def block_size(D, F):
+    """Parameters of a block with attention and dense."""
+    return 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
 
 
-def recipe(name):
-    """The flags of make_data.sh and of train.py in a recipe."""
-    script = (PROJECT / "recipes" / f"{name}.sh").read_text().replace("\\\n", "")
-    data, training = script.split('make_data.sh"')[1].splitlines()[0], script.split('train.py"')[1]
-    # Without --output_dir="$data" and "$@".
-    return shlex.split(data)[:-1], shlex.split(training)[:-1]
-
-
-@pytest.mark.parametrize(
-    "name, vocab_size, head, tails, D, F, L, T, M, data",
-    [
-        (
-            "wt103_base",
-            16_000,
-            2000,
-            [(4000, 512), (10_000, 512)],
-            512,
-            2048,
-            32,
-            192,
-            192,
-            dict(corpus="wikitext-103", vocab_size=16_000, batch_size=256),
-        ),
-        (
-            "wt2_words",
-            33_537,
-            2000,
-            [(8000, 160), (23_537, 160)],
-            160,
-            1024,
-            6,
-            64,
-            64,
-            dict(
-                corpus="wikitext-2",
-                model_type="word",
-                normalization_rule_name="identity",
-                add_eos=True,
-                batch_size=16,
-            ),
-        ),
-        (
-            "enwik8",
-            512,
-            512,
-            [],
-            512,
-            2048,
-            24,
-            512,
-            512,
-            dict(
-                corpus="enwik8",
-                model_type="char",
-                normalization_rule_name="identity",
-                vocab_size=512,
-                add_eos=True,
-                batch_size=22,
-            ),
-        ),
-        (
-            "text8",
-            287,
-            287,
-            [],
-            512,
-            2048,
-            24,
-            512,
-            512,
-            dict(
-                corpus="text8",
-                model_type="char",
-                normalization_rule_name="identity",
-                add_eos=False,
-                batch_size=22,
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("script, V, head, tails, D, F, L, T, data", [
+    ("wt103_base.sh", 16_000, 2000, [4000, 10_000], 512, 2048, 32, 192,
+     {"corpus": "wikitext-103", "vocab_size": 16_000, "batch_size": 256}),
+    ("wt2_words.sh", 33_537, 2000, [8000, 23_537], 160, 1024, 6, 64,
+     {"corpus": "wikitext-2", "model_type": "word", "add_eos": True, "batch_size": 16}),
+    ("characters.sh enwik8", 512, 512, [], 512, 2048, 24, 512,
+     {"corpus": "enwik8", "model_type": "char", "vocab_size": 512, "add_eos": True}),
+    ("characters.sh text8", 287, 287, [], 512, 2048, 24, 512,
+     {"corpus": "text8", "model_type": "char", "vocab_size": None, "add_eos": False})])
 def test_a_recipe_describes_the_network_that_it_promises(
-    name, vocab_size, head, tails, D, F, L, T, M, data
-):
-    of_the_data, of_the_training = recipe(name)
+        script, V, head, tails, D, F, L, T, data, project):
+    of_the_data, of_the_training = commands_of(project, "bash", *f"recipes/{script}".split())
+    folder, = [flag for flag in of_the_training if flag.startswith("--data_dir=")]
+    assert folder.removeprefix("--data_dir=") == of_the_data[-1].removeprefix("--output_dir=")
+    data = data | {"seq_len": T, "sp_model_prefix": None}
+    data["normalization_rule_name"] = "nfkc_cf" if "wt103" in script else "identity"
     with flags_of(data_utils):
-        flags.FLAGS(["data_utils.py", *of_the_data])
-        assert {flag: flags.FLAGS[flag].value for flag in [*data, "seq_len"]} == data | {
-            "seq_len": T
-        }
+        flags.FLAGS(of_the_data)
+        assert {flag: flags.FLAGS[flag].value for flag in data} == data
     with flagsaver.flagsaver():
-        flags.FLAGS(
-            ["train.py", *[flag for flag in of_the_training if not flag.startswith("--data_dir")]]
-        )
-        settings = settings_of_flags(train.architecture())
-        model = build_network(settings, vocab_size, static_shapes=False)
-    block = 5 * D * D + 2 * D + 2 * D * F + F + D + 4 * D
+        flags.FLAGS(of_the_training)
+        settings = settings_of(flags.FLAGS.flag_values_dict(), train.architecture())
+        model = build_network(settings, V, static_shapes=False)
     # Every row is D wide: no tail has a projection, and a tied table is the embedding.
-    assert all(width == D for _, width in tails)
-    ids_and_entries = vocab_size + len(tails)
+    ids_and_entries = V + len(tails)
     softmax = ids_and_entries + D * (len(tails) if model.tie_embeddings else ids_and_entries)
-    assert (
-        model.architecture == ["search"] * L
-        and model.count_params() == vocab_size * D + L * (block + 3) + softmax
-    )
-    probability = np.full(vocab_size, 1 / vocab_size)
-    C = M + T
-    logits = head + len(tails) + sum(size**2 / vocab_size for size, _ in tails)
+    assert model.architecture == ["search"] * L
+    assert model.count_params() == V * D + L * (block_size(D, F) + 3) + softmax
+    C = 2 * T  # memory is as long as a window
+    logits = head + len(tails) + sum(size**2 / V for size in tails)
     forward = 2 * (
-        L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * M * D * D + C * D * D) + T * D * logits
-    )
-    assert costs.flops(model, 1, T, probability) == pytest.approx(forward)
+        L * (T * (4 * D * D + 3 * C * D + 2 * D * F) + 2 * T * D * D + C * D * D) + T * D * logits)
+    assert costs.flops(model, 1, T, np.full(V, 1 / V)) == pytest.approx(forward)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 from chaos import events_of, state_of
+from commands import run_command
 from conftest import PROJECT, VOCAB_SIZE, results_of, tiny_settings
 
 import data_utils
 import train
 from layers import KINDS
-from support import cli
+from support import cli, versions
 from support.cli import InputError
 from training import scoring
 from training.trained_run import TrainedRun, take_weights
@@ -23,7 +25,7 @@ from training.trainer import Trainer, build_network
 
 
 def losses_of(folder):
-    return events_of(folder / "train")[0]["loss"]
+    return events_of(folder / "train")[0]["metrics/loss"]
 
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, capsys):
@@ -34,7 +36,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
 
     assert {path.name.split(".out")[0] for path in folder.iterdir()} == {
         "config.json", "tokenizer.model", "tokenizer.vocab", "training_log.log", "results.json",
-        "checkpoints", "best", "train", "valid", "events"}
+        "checkpoints", "best", "train", "valid"}
     assert results["corpus"] == "markov" and results["steps"] == 4 * steps
     assert results["parameters"] > 0
     assert results["wall_seconds"] > results["train_seconds"] > 0
@@ -44,7 +46,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
     assert np.shape(results["pi"]) == (2, 3) and np.allclose(np.sum(results["pi"], axis=1), 1)
     assert results["flags"]["d_model"] == 8 and "CPU" in results["device"]
     assert results["versions"]["tensorflow"] == tf.__version__
-    assert results["versions"]["commit"] == data_utils.commit(PROJECT)
+    assert results["versions"]["commit"] == versions.commit(PROJECT)
     for split in ("train", "valid", "test"):
         scores, entry = results[split], metadata["splits"][split]
         total = scores["loss"] * (entry["tokens"] - 1)
@@ -55,17 +57,21 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
 
     scalars, others = events_of(folder / "train")
     lines = [step for step in range(1, 4 * steps + 1) if step % 7 == 0 or step % steps == 0]
-    for tag in ("loss", "perplexity", "training/learning_rate", "training/tau",
-                "training/tokens_per_second", "pi/attention_blocks", "pi/identity_blocks"):
+    for tag in ("metrics/loss", "metrics/perplexity", "training/learning_rate", "training/tau",
+                "training/tokens_per_second", "pi/attention_blocks", "pi/identity_blocks",
+                "pi/entropy"):
         assert sorted(scalars[tag]) == lines, tag
     epochs = [steps, 2 * steps, 3 * steps, 4 * steps]
     assert others["pi"] == epochs and others["configuration"] == [0]
     valid, _ = events_of(folder / "valid")
-    assert valid.keys() == {
-        "loss", "perplexity", "raw_text/word_perplexity", "raw_text/bits_per_byte"}
-    assert sorted(valid["loss"]) == epochs
-    assert valid["loss"][4 * steps] == pytest.approx(results["valid"]["loss"])
-    assert scalars["loss"][lines[-1]] < scalars["loss"][lines[0]] - 0.5
+    names = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+    assert valid.keys() == {f"{group}/{name}" for name in names for group in ("metrics", "test")}
+    assert sorted(valid["metrics/loss"]) == epochs
+    assert valid["metrics/loss"][4 * steps] == pytest.approx(results["valid"]["loss"])
+    assert valid["test/loss"] == {4 * steps: pytest.approx(results["test"]["loss"])}
+    assert scalars["metrics/loss"][lines[-1]] < scalars["metrics/loss"][lines[0]] - 0.5
+    entropy = -np.sum(np.multiply(results["pi"], np.log(results["pi"])), axis=1).mean()
+    assert scalars["pi/entropy"][lines[-1]] == pytest.approx(entropy)
 
     log = (folder / "training_log.log").read_text()
     assert re.findall(r" step ([\d,]+)/", log) == [f"{step:,}" for step in lines]
@@ -79,9 +85,9 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(run_train, data_dir, c
 
 @pytest.mark.parametrize("settings", [
     {"architecture": "ad", "num_layers": 2, "mem_len": 20, "opt_name": "rmsprop"},
-    {"architecture": "i", "cutoffs": [20, 60], "proj_dims": [4, 3]},
+    {"architecture": "i", "cutoffs": [20, 60], "proj_factor": 3},
     {"architecture": "sds", "num_layers": 3, "cutoffs": []},
-    {"architecture": "random", "weight_decay": 0.1, "clipvalue": 0.5},
+    {"architecture": "random", "weight_decay": 0.1, "opt_name": "lion"},
     {"straight_through": True, "mem_len": 0, "max_lr": 1e-3, "warmup_steps": 0},
     {"tau_is_trainable": True, "search": "alternating"},
     {"opt_name": "sgd", "clipnorm": 1.0, "embedding_dropout": 0.1},
@@ -113,7 +119,7 @@ def test_mixed_precision_learns_as_float32_does(run_train):
     full = losses_of(run_train(model_name="full", **settings))
     folder = run_train(model_name="mixed", mixed_precision=True, **settings)
     mixed = losses_of(folder)
-    TrainedRun(folder).log_prob("the king was dead")
+    TrainedRun(folder).language_model.log_prob("the king was dead")
     assert keras.config.dtype_policy().name == "float32"  # for what is trained after it is read
     assert list(mixed.values()) == pytest.approx(list(full.values()), rel=0.01)
     assert mixed != full and mixed[120] < mixed[20] - 0.1
@@ -169,6 +175,17 @@ def test_fine_tuning_starts_from_the_weights_of_the_chosen_branches(run_train, s
     assert losses_of(tuned)[7] < losses_of(scratch)[7] - 0.3
     again = run_train(model_name="tuned", init_from=str(search_run), max_steps=9)  # resumes
     assert np.frombuffer(state_of(again)["step"], np.int64) == 9
+
+
+def test_a_network_has_the_sizes_of_the_run_that_it_starts_from(search_run, data_dir):
+    for number, (flag, given, d_model) in enumerate([
+            ("architecture", [], 8), ("init_from", [], 8), ("architecture", ["--d_model=4"], 4)]):
+        done = run_command(
+            train, f"--{flag}={search_run}", f"--data_dir={data_dir}", "--max_steps=1",
+            f"--model_name={number}", *given)
+        assert done.returncode == 0, done.stderr
+        flags = results_of(Path("logs") / str(number))["flags"]
+        assert (flags["d_model"], flags["d_ffn"], flags["cutoffs"]) == (d_model, 16, [20, 60])
 
 
 def test_an_epoch_is_kept_though_no_text_can_be_written(run_train, tmp_path, monkeypatch):

@@ -28,6 +28,10 @@ from training.latency import layer_latency
 from training.trainer import Trainer, build_network
 
 
+def totals_of(trainer):
+    return trainer.state.line, trainer.state.epoch, trainer.state.run
+
+
 def loss_of(trainer, steps):
     """Trains, and gives the mean loss."""
     trainer.train(steps)
@@ -60,9 +64,9 @@ def test_the_windows_of_a_training_end_at_once(trainer_of):
 
 
 def test_the_settings_reach_the_network():
-    settings = tiny_settings(proj_dims=[4, 3], dropout_rate=0.3, straight_through=True)
+    settings = tiny_settings(proj_factor=2, dropout_rate=0.3, straight_through=True)
     network = build_network(settings, VOCAB_SIZE, static_shapes=True)
-    assert [rows.shape[1] for rows in network.softmax.table.rows[1:]] == [4, 3]
+    assert [rows.shape[1] for rows in network.softmax.table.rows[1:]] == [4, 2]
     assert network.softmax.static_shapes and network.straight_through
     assert [block.dropout_rate for block in network.blocks] == [0.3, 0.3]
 
@@ -156,10 +160,10 @@ def test_the_price_of_time_is_the_same_in_one_part_and_in_several(trainer_of):
 def test_expected_latency_is_the_sampled_mixture_of_the_table(trainer_of):
     trainer = trainer_of()
     trainer.state.latency.assign([5.0, 1.0, 2.0])
-    draws = Draws(0, 3)
-    sample = trainer.model.sample(trainer._tau_at(3), draws).numpy()  # [S, K]
+    draws, step = Draws(0, 3), trainer._train_steps.python_function.__self__
+    sample = trainer.model.sample(0.5, draws).numpy()  # [S, K]
     expected = (sample @ [5, 1, 2]).sum()
-    assert float(trainer._latency(3, draws, 4)) == pytest.approx(expected, rel=1e-5)
+    assert float(step.latency(0.5, draws, 4)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_layers_are_timed():
@@ -246,7 +250,7 @@ def test_a_training_that_was_interrupted_continues_as_if_it_was_not(when, traine
     straight.train(9)
     trainer = trainer_of(fresh=True)
     trainer.train(2)
-    original = trainer._compiled_train_steps
+    original = trainer._train_steps
 
     def interrupted(*arguments):
         if when == "before":
@@ -256,7 +260,7 @@ def test_a_training_that_was_interrupted_continues_as_if_it_was_not(when, traine
         return memory
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "_compiled_train_steps", interrupted)
+        patch.setattr(trainer, "_train_steps", interrupted)
         trainer.train(3)
     assert trainer.step == 5
     trainer.train(4)
@@ -315,13 +319,13 @@ def test_compiled_steps_are_few_programs(trainer_of, data_dir, monkeypatch):
     """100 steps are five, each compiled as a whole."""
     trainer = Trainer(data_dir, data_utils.read_metadata(data_dir),
                       tiny_settings(architecture=["dense"]), jit_compile=True)
-    programs, counts = trainer._compiled_train_steps, []
+    programs, counts = trainer._train_steps, []
 
     def counted(windows, num_steps, *others):
         counts.append(int(num_steps))
         return programs(windows, num_steps, *others)
 
-    monkeypatch.setattr(trainer, "_compiled_train_steps", counted)
+    monkeypatch.setattr(trainer, "_train_steps", counted)
     trainer.train(100)
     assert counts == [20] * 5 and trainer.step == 100 and trainer.steps_per_epoch > 100
     program, = programs._list_all_concrete_functions()  # one, whatever the number of steps
@@ -366,9 +370,22 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(
         for mine, other in parts:
             if isinstance(mine, tf.Variable) and mine.dtype != tf.float64:  # those hold seconds too
                 assert np.array_equal(mine, other), mine.name
-        for mine, other in zip(spoilt._totals, plain._totals):
+        for mine, other in zip(totals_of(spoilt), totals_of(plain)):
             assert (mine.loss, float(mine.targets)) == (other.loss, float(other.targets))
     assert spoilt.step == step + 4
+
+
+def test_the_language_model_of_a_trainer_is_its_network_now(trainer_of):
+    trainer = trainer_of(tau_start=4.0)
+    for steps in (5, 60):  # other weights, and another temperature
+        trainer.train(steps)
+        text = trainer.language_model.generate("ab", num_tokens=4, seed=1)
+        ids, _ = trainer.language_model.encode(text)
+        tokens, log_prob = trainer.language_model.log_prob(text)
+        memory = trainer.model.empty_memory(1)
+        nll, _ = scoring.window_nll(trainer.model, tf.constant(ids[None]), memory, 0, trainer.tau)
+        assert 4 < len(tokens) <= SEQ_LEN and np.isnan(log_prob[0])
+        assert np.allclose(log_prob[1:], -nll[0], atol=1e-4)
 
 
 def test_trainers_that_are_made_in_threads_start_as_those_made_one_by_one(trainer_of):
@@ -383,7 +400,7 @@ def test_trainers_that_are_made_in_threads_start_as_those_made_one_by_one(traine
 @pytest.mark.parametrize("call, name", [
     (lambda trainer: trainer.train(-1), "num_steps"),
     (lambda trainer: trainer.evaluate("nope"), "split"),
-    (lambda trainer: tiny_settings(opt_name="x"), "opt_name"),
+    (lambda trainer: tiny_settings(search="x"), "search"),
     (lambda trainer: tiny_settings(seed=1.5), "seed"),
     (lambda trainer: tiny_settings(seed=True), "seed"),
     (lambda trainer: tiny_settings(accumulate=0), "accumulate"),

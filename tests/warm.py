@@ -1,12 +1,12 @@
-"""Processes that start at once: a server that has imported TensorFlow forks for each of them.
+"""Starts processes fast: a server that has imported TensorFlow forks for each of them.
 
-`python train.py` takes 5 seconds of a core before it runs the first line of the project, and the
-tests start dozens of processes. `python -IS tests/warm.py train.py ...` behaves as `python train.py
-...` does: arguments, environment, folder, files, signals and exit status are the same, and the
-project is imported anew. Only the packages that it uses are there already.
+`python train.py` needs 5 seconds of a core before it runs the first line of the project, and the
+tests start dozens of processes. `python -IS tests/warm.py train.py ...` behaves like
+`python train.py ...`, with the same arguments, environment, folder, files, signals and exit
+status. It imports the project anew, but finds its packages loaded.
 
-conftest.py starts the server and names it in WARM_SERVER. Where that is not set, this is plain
-Python: COLD=1 tests/run.sh
+conftest.py starts the server and names it in WARM_SERVER. Without WARM_SERVER (COLD=1
+tests/run.sh), this runs plain Python.
 """
 
 import json
@@ -20,19 +20,9 @@ import sys
 PYTHON = [sys.executable, "-IS", os.path.abspath(__file__)]  # in place of [sys.executable]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGES = (
-    "tensorflow",
-    "tensorflow_text",
-    "keras",
-    "sentencepiece",
-    "google.protobuf.descriptor_pb2",
-    "absl.app",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "PIL.Image",
-    "tensorboard.backend.event_processing.event_accumulator",
-)
-
-
+    "tensorflow", "tensorflow_text", "keras", "sentencepiece", "google.protobuf.descriptor_pb2",
+    "absl.app", "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image",
+    "tensorboard.backend.event_processing.event_accumulator")
 SCRIPT = """#!/usr/bin/env bash
 if [[ ${{1-}} == *.py ]]; then exec {python} -IS {warm} "$@"; fi
 exec {python} "$@"
@@ -40,11 +30,11 @@ exec {python} "$@"
 
 
 # -------------------------------------------------------------------------------------------------
-# The process that a test starts: it stands for the one that the server forks
+# The process that a test starts: it stands in for the one forked by the server
 
 
 def client(argv: list[str]) -> int:
-    """Has the server run a program, and ends as that ends."""
+    """Lets the server run a program, and ends like it."""
     if "WARM_SERVER" not in os.environ:
         os.execv(sys.executable, [sys.executable, *argv])
     server = socket.socket(socket.AF_UNIX)
@@ -71,7 +61,7 @@ def client(argv: list[str]) -> int:
 
 
 def start() -> subprocess.Popen:
-    """Starts a server and names it to all later processes. It ends with this one, or at `stop`."""
+    """Starts a server and names it to all later processes. It ends with this process or `stop`."""
     command = [sys.executable, __file__, "--serve"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     os.environ["WARM_SERVER"] = server.stdout.readline().decode().strip()
@@ -84,7 +74,7 @@ def stop(server: subprocess.Popen):
 
 
 def link_python(folder: str) -> str:
-    """Makes commands `python` and `python3` in a folder for PATH: warm where they run a file."""
+    """Makes commands `python` and `python3` in a folder for PATH, which run files warm."""
     for name in ("python", "python3"):
         path = os.path.join(folder, name)
         with open(path, "w") as script:
@@ -97,7 +87,7 @@ def serve() -> dict | None:
     """Forks for each request, until standard input ends.
 
     Returns:
-      The request, in the process that is to fulfil it.
+      The request, in a forked process.
     """
     import tempfile
 
@@ -122,7 +112,7 @@ def serve() -> dict | None:
                     import_packages()
                 request, files = receive(connection)
                 if (pid := os.fork()) == 0:
-                    folder._finalizer.detach()  # it is the server's to remove
+                    folder._finalizer.detach()  # the server removes it
                     for opened in (listening, selector, connection, *running):
                         opened.close()
                     request["files"] = files
@@ -150,7 +140,7 @@ def serve() -> dict | None:
 
 
 def import_packages():
-    """Imports what takes long."""
+    """Imports the packages quietly."""
     import gc
     import importlib
 
@@ -167,7 +157,7 @@ def import_packages():
 
 
 def receive(connection: socket.socket) -> tuple[dict, list[int]]:
-    """A request, and the standard input, output and error of the process that asks."""
+    """A request, and the standard input, output and error of its client."""
     head, files, _, _ = socket.recv_fds(connection, 8, 3)
     content, size = b"", int.from_bytes(head, "big")
     while len(content) < size:
@@ -176,7 +166,7 @@ def receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 
 def become(request: dict):
-    """Makes this process what Python would be that was started with the arguments of a request."""
+    """Turns this process into a Python just started with the arguments of a request."""
     for number, file in enumerate(request["files"]):
         os.dup2(file, number)
         os.close(file)

@@ -1,1 +1,1 @@
-"""What stands between the network and the commands: how it is trained, scored, kept and used."""
+"""Between the network and the commands: training, scores, and the folder of a run."""

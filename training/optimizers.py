@@ -6,13 +6,14 @@ from typing import Callable
 import keras
 import tensorflow as tf
 
+from support.cli import InputError
 from training.settings import Settings
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Keras' Adam in one operation for each variable.
+    """Keras' Adam as one operation per variable, for dense gradients, without `amsgrad`.
 
-    Kingma & Ba 2014, in the form at the end of section 2. Dense gradients only, and no `amsgrad`.
+    Kingma & Ba 2014, in the form at the end of section 2.
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -27,20 +28,24 @@ class FusedAdam(keras.optimizers.Adam):
 
 def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
                     variables: list) -> keras.optimizers.Optimizer:
-    """An optimizer of `variables`, whose name is `name`; `learning_rate` takes no arguments.
+    """An optimizer of `variables`, named `name`; `learning_rate` takes no arguments.
 
-    Weight decay is apart from the gradient (Loshchilov & Hutter 2017, "Decoupled weight decay
-    regularization"), and of matrices alone: no bias or gain, and no architecture.
+    Weight decay is decoupled from the gradient (Loshchilov & Hutter 2017, "Decoupled weight decay
+    regularization") and applies to matrices alone, neither to biases and gains nor to the
+    architecture.
+
+    Raises:
+      InputError: Keras has no optimizer of the name `settings.opt_name`.
     """
-    kinds = {
-        "adam": FusedAdam, "rmsprop": keras.optimizers.RMSprop, "sgd": keras.optimizers.SGD}
+    try:
+        kind = type(keras.optimizers.get(settings.opt_name))
+    except ValueError:
+        raise InputError(f"--opt_name={settings.opt_name}: Keras has no such optimizer") from None
 
-    class Clipped(kinds[settings.opt_name]):
-        """Clips the gradient that all replicas have together; Keras clips each replica's part."""
+    class Clipped(FusedAdam if kind is keras.optimizers.Adam else kind):
+        """Clips the sum of the gradients of all replicas; Keras clips each replica's gradient."""
 
         def update_step(self, gradient, variable, learning_rate):
-            if settings.clipvalue:
-                gradient = tf.clip_by_value(gradient, -settings.clipvalue, settings.clipvalue)
             if settings.clipnorm:
                 gradient = tf.clip_by_norm(gradient, settings.clipnorm)
             super().update_step(gradient, variable, learning_rate)
@@ -51,6 +56,20 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
         each for each in variables if name == "architecture" or len(each.shape) < 2])
     optimizer.build(variables)
     return optimizer
+
+
+def parameter_groups(model, settings: Settings, learning_rate: Callable) -> dict:
+    """{name: (optimizer, variables)} of the weights and, in a search, the architecture."""
+    architecture = model.architecture_parameters
+    theirs = {variable.path for variable in architecture}
+    weights = [each for each in model.trainable_variables if each.path not in theirs]
+    groups = {"weights": (build_optimizer(settings, "weights", learning_rate, weights), weights)}
+    if architecture:
+        optimizer = build_optimizer(
+            settings, "architecture", lambda: learning_rate() * settings.arch_lr_factor,
+            architecture)
+        groups["architecture"] = optimizer, architecture
+    return groups
 
 
 def learning_rate_schedule(max_lr: float, warmup_steps: int, total_steps: int) -> Callable:

@@ -1,6 +1,6 @@
-"""What a training writes into its folder, logs/<model_name>: log, TensorBoard events, checkpoints.
+"""The folder of a run as training writes it: log, TensorBoard events, checkpoints, results.
 
-L blocks, K kinds of layer.
+L blocks, K layer types.
 """
 
 import contextlib
@@ -24,40 +24,36 @@ from support.cli import InputError
 from support.console import Console
 from support.corpora import SPLITS
 from support.events import EventLog, summary_values
-from training import schema
 from training.scoring import finite
 from training.settings import Settings
 from training.trained_run import read_config
 
-# Flags that may differ when a run is resumed: they change neither weights nor schedules.
+# Flags that may change when a run is resumed: they change neither weights nor schedules.
 FREE_FLAGS = ("data_dir", "max_steps", "logs_dir", "log_every", "save_every", "distribute",
               "accumulate", "steps_per_execution")
 CHECKPOINTS_KEPT = 3
-VALID_TAGS = {  # in TensorBoard
-    "loss": "loss",
-    "perplexity": "perplexity",
-    "word_perplexity": "raw_text/word_perplexity",
-    "bits_per_byte": "raw_text/bits_per_byte",
-}
 
 
-class Run:
-    """Writes the folder of a run. A run that was there is continued from its last checkpoint.
+class Recorder:
+    """Writes the folder of a run. If the run has begun, restores its last checkpoint.
 
     Args:
-      folder: of the run.
+      folder: the folder of the run.
       config: what the run is, by `configuration`.
-      data_dir: where the tokenizer is, which whoever uses the network will need.
-      state: what its checkpoints hold; `weights`, `tau`, `best_loss` and `evaluated` among it.
+      data_dir: where the tokenizer is; the folder gets a copy.
+      state: the content of a checkpoint; `weights`, `tau`, `best_loss` and `evaluated` are used.
+
+    Attributes:
+      resumed: the step of the restored checkpoint; None for a new run.
 
     Raises:
-      InputError: the folder holds a run of another configuration, or one that goes on elsewhere, or
-        checkpoints none of which can be restored.
+      InputError: the folder holds a run of another configuration, or one that another process is
+        training, or no checkpoint can be restored.
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
         self.folder, self._corpus, self._state = folder, config["data"]["corpus"], state
-        self._unsaved_best = None  # its step and its state
+        self._unsaved_best = None  # step and state
         self._run_id = uuid.uuid4().hex
         if (folder / "config.json").exists() or has_begun(folder):
             self._run_id = _checked_same(folder, config)["run_id"]
@@ -74,22 +70,24 @@ class Run:
         for name in ("tokenizer.model", "tokenizer.vocab"):
             files.write_whole(folder / name, (data_dir / name).read_bytes())
         files.write_json(folder / "config.json", config | {"run_id": self._run_id})
-        new, best_steps = self.resumed is None, self._best.steps()
-        damages = [damage for damage in map(self._best.damage, best_steps) if damage]
-        if not best_steps and np.isfinite(state.best_loss.numpy()):
-            damages = [f"{folder / 'best'} is gone"]
+        self._check_best()
+        new = self.resumed is None
+        self._events = {
+            "train": EventLog(folder / "train", after=-1 if new else self.resumed),
+            "valid": EventLog(folder / "valid", after=-1 if new else int(state.evaluated))}
+
+    def _check_best(self):
+        """Keeps the next evaluated network if the best one is damaged or gone."""
+        steps = self._best.steps()
+        damages = [damage for damage in map(self._best.damage, steps) if damage]
+        if not steps and np.isfinite(self._state.best_loss.numpy()):
+            damages = [f"{self.folder / 'best'} is gone"]
         for damage in damages:
             self.say(f"{damage}: the best network from now on is kept")
-            state.best_loss.assign(np.inf)
-        recorded = {
-            "train": -1 if new else self.resumed,
-            "valid": -1 if new else int(state.evaluated),
-            ".": -1 if new else self.resumed}
-        self._events = {part: EventLog(folder / part, after=step, tell=self.say)
-                        for part, step in recorded.items()}
+            self._state.best_loss.assign(np.inf)
 
     def describe(self, config: dict, model, device: str, versions: dict):
-        """Tells what is to be trained, on what, with what; at the start to TensorBoard too."""
+        """Reports what is trained, with what; for a new run also to TensorBoard."""
         self.note("flags " + json.dumps(config["flags"]))
         self.note("versions " + json.dumps(versions))
         model.summary(line_length=80, print_fn=lambda text, line_break=False: self.note(text))
@@ -98,28 +96,32 @@ class Run:
         if self.resumed is not None:
             self.say(f"resumed at step {self.resumed:,}")
             return
-        settings = config["data"] | config["flags"]
-        rows = [f"| {name} | {value} |" for name, value in settings.items()]
+        shown = config["flags"] | config["data"]
+        rows = [f"| {name} | {value} |" for name, value in shown.items()]
         table = "\n".join(["| setting | value |", "|---|---|", *rows])
         self._events["train"].record(0, summary_values("text", {"configuration": table}))
-        self._events["."].record(0, _hyperparameters(self.folder.name, config["flags"]))
+        row = _hyperparameters(self.folder.name, config["flags"], model.count_params())
+        self._events["valid"].record(0, row)
 
     def progress(self, fraction: float, text: str):
-        """Writes a line to the log, and shows it on the console beside what is done of the run."""
+        """Writes a line to the log, and shows it on the console beside a progress bar."""
         self.note(text)
         self._console.progress(fraction, text)
 
     def scalars(self, split: str, step: int, values: dict):
-        """Writes numbers to TensorBoard; those of `train` and `valid` share a chart."""
+        """Writes numbers to TensorBoard; the same tag of `train` and `valid` is one chart."""
         numbers = {name: np.float32(value) for name, value in values.items()}
         self._events[split].record(step, summary_values("scalars", numbers))
 
     def pi(self, step: int, pi: np.ndarray):
-        """Writes pi [L, K] to TensorBoard: as it is, and for each kind the expected blocks."""
-        for_plot_search = summary_values("pi", {"pi/all": np.float32(pi)})
-        self._events["train"].record(step, for_plot_search)
-        blocks = zip(KINDS, pi.sum(axis=0))
-        self.scalars("train", step, {f"pi/{kind}_blocks": number for kind, number in blocks})
+        """Writes pi [L, K] to TensorBoard: expected blocks of each layer type, and mean entropy.
+
+        plot_search.py reads pi itself.
+        """
+        self._events["train"].record(step, summary_values("pi", {"pi/all": np.float32(pi)}))
+        values = {f"pi/{kind}_blocks": number for kind, number in zip(KINDS, pi.sum(axis=0))}
+        entropy = -np.sum(pi * np.log(np.maximum(pi, 1e-30)), axis=-1)  # [L]
+        self.scalars("train", step, values | {"pi/entropy": entropy.mean()})
 
     def heat_map(self, step: int, pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard as a picture."""
@@ -132,16 +134,16 @@ class Run:
         self._events["train"].record(step, summary_values("images", {"pi": content}))
 
     def text(self, step: int, prompt: str, written: str):
-        """Writes a text of the network to TensorBoard, behind what it was given to continue."""
+        """Writes a prompt and its continuation by the network to TensorBoard."""
         quoted = [html.escape(part).replace("\n", "<br>") for part in (prompt, written)]
         line = "**{}** {}".format(*quoted)
         self._events["valid"].record(step, summary_values("text", {"continued": line}))
 
     def evaluation(self, step: int, valid: dict):
-        """Writes the validation metrics. The next save keeps a network that is the best so far."""
+        """Writes validation metrics. The next save keeps the network if it is the best so far."""
         self.say(f"step {step:,}  valid  {_line(valid)}")
-        given = {name: value for name, value in valid.items() if value is not None}
-        self.scalars("valid", step, {VALID_TAGS[name]: value for name, value in given.items()})
+        self.scalars("valid", step, {
+            f"metrics/{name}": value for name, value in valid.items() if value is not None})
         if valid["loss"] < self._state.best_loss:
             self._state.best_loss.assign(valid["loss"])
             with tf.device("CPU:0"):
@@ -150,13 +152,13 @@ class Run:
             self._unsaved_best = step, best
 
     def save(self, step: int, last: bool = False):
-        """Writes a checkpoint, after what was recorded until then; the last three are kept.
+        """Writes a checkpoint, after all records up to its step. The last three are kept.
 
-        A results.json that is there is of an earlier end, and goes. If it cannot save, training
-        goes on and the next save tries again.
+        Removes results.json, which belongs to an earlier end of the run. If saving fails, training
+        continues and the next save tries again.
 
         Raises:
-          OSError: it cannot, and is the last.
+          OSError: the last save failed.
         """
         try:
             self._file.write_waiting()
@@ -174,81 +176,46 @@ class Run:
             self.say(f"{error}: not saved at step {step:,}, the next save tries again")
 
     def finish(self, results: dict):
-        """Writes results.json and tells what it holds. A metric that overflows is null in JSON."""
+        """Writes results.json and reports its content. Infinite metrics are null in JSON."""
         self._file.write_waiting()
         scores = {split: finite(results[split]) for split in SPLITS}
-        files.write_json(
-            self.folder / "results.json", results | scores | {"run_id": self._run_id})
+        path = self.folder / "results.json"
+        if not path.exists():  # the run may have ended here before
+            self.scalars("valid", results["steps"], {
+                f"test/{name}": value for name, value in results["test"].items()
+                if value is not None})
+        files.write_json(path, results | scores | {"run_id": self._run_id})
         for split in SPLITS:
             self.say(f"{split:5}  {_line(results[split])}")
-        kinds = [f"{letters()[letter]} ({max(probabilities):.2f})"
-                 for letter, probabilities in zip(results["architecture"], results["pi"])]
+        pi = [max(row) for row in results["pi"]]
+        kinds = [f"{letters()[letter]} ({largest:.2f})"
+                 for letter, largest in zip(results["architecture"], pi)]
         self.say(f"architecture {results['architecture']} (most likely, pi): {', '.join(kinds)}")
-        self.say(f"results in {self.folder / 'results.json'}")
+        if undecided := sum(largest < 0.5 for largest in pi):
+            self.say(f"the search has not decided: no layer type reaches pi 0.5 in {undecided} of "
+                     f"{len(pi)} blocks")
+        self.say(f"results in {path}")
         self._file.write_waiting()
 
     def close(self):
-        """Ends the files that are being written."""
+        """Closes all files."""
         for log in self._events.values():
             log.close()
         for handler in self._log.handlers:
             handler.close()
 
 
-def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
-    """What makes a run the run that it is.
+class NullRecorder:
+    """Stands for a `Recorder` on workers other than the chief: it restores and records nothing.
 
-    Args:
-      flags: the value of each flag of train.py.
-      settings: what they mean.
-      metadata: of the data.
-
-    Returns:
-      {"flags": ..., "data": ..., "layers": the kinds that there are, "model": the arguments of the
-      network}.
+    Args: see `Recorder`; `config` and `data_dir` are not used.
 
     Raises:
-      InputError: it is larger than what `schema` lets a reader of the run believe.
-    """
-    meaning = {
-        "architecture": as_letters(settings.architecture), "num_layers": len(settings.architecture),
-        "cutoffs": list(settings.cutoffs), "proj_dims": list(settings.proj_dims),
-        "init_from": flags["init_from"] and os.path.relpath(flags["init_from"])}
-    hashes = json.dumps(metadata["sha256"], sort_keys=True).encode()
-    names = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos")
-    data = {name: metadata[name] for name in names} | {
-        "files_sha256": hashlib.sha256(hashes).hexdigest(),
-        "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
-    network = settings.network_arguments(metadata["vocab_size"])
-    kinds = {"kinds": list(KINDS)}  # in the order of pi
-    config = {"flags": flags | meaning, "data": data, "layers": kinds, "model": network}
-    if fault := schema.fault(config | {"run_id": uuid.uuid4().hex}):
-        raise InputError(f"such a run could not be resumed: {fault}")
-    return config
-
-
-def fingerprint(config: dict) -> int:
-    """A number that tells one configuration from another, wherever the data are."""
-    same = [config["flags"] | {"data_dir": "", "logs_dir": ""}, config["data"]]
-    return zlib.crc32(json.dumps(same, sort_keys=True).encode())
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether there is a run in a folder, of which something would be lost."""
-    return bool(Checkpoints(folder / "checkpoints").steps())
-
-
-class NullRun:
-    """What the workers beside the chief have in place of a `Run`: it restores, and records nothing.
-
-    Args: as of a `Run`, of which the second and the third are not looked at.
-
-    Raises:
-      InputError: there are checkpoints, none of which can be restored.
+      InputError: there are checkpoints, and none can be restored.
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
-        run_id = None  # the chief has yet to write it
+        run_id = None  # the chief has not written it yet
         if (folder / "config.json").exists():
             run_id = read_config(folder)["run_id"]
         Checkpoints(folder / "checkpoints", run_id).restore_last(state, print)
@@ -260,13 +227,47 @@ class NullRun:
     heat_map = evaluation = save = finish = close = _record_nothing
 
 
-def _hyperparameters(name: str, flags: dict) -> list:
-    """The values of a row of HParams, TensorBoard's table of runs."""
+def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
+    """What identifies a run: the content of its config.json.
+
+    Args:
+      flags: the value of each flag of train.py.
+      settings: the settings that they give.
+      metadata: of the data.
+
+    Returns:
+      {"flags": ..., "data": ..., "layers": {"kinds": all layer types, in the order of pi}}.
+    """
+    meaning = {
+        "architecture": as_letters(settings.architecture), "num_layers": len(settings.architecture),
+        "cutoffs": list(settings.cutoffs),
+        "init_from": flags["init_from"] and os.path.relpath(flags["init_from"])}
+    hashes = json.dumps(metadata["sha256"], sort_keys=True).encode()
+    names = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos")
+    data = {name: metadata[name] for name in names} | {
+        "files_sha256": hashlib.sha256(hashes).hexdigest(),
+        "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
+    return {"flags": flags | meaning, "data": data, "layers": {"kinds": list(KINDS)}}
+
+
+def fingerprint(config: dict) -> int:
+    """A hash of a configuration that ignores where data and logs are."""
+    same = [config["flags"] | {"data_dir": "", "logs_dir": ""}, config["data"]]
+    return zlib.crc32(json.dumps(same, sort_keys=True).encode())
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds checkpoints of a run."""
+    return bool(Checkpoints(folder / "checkpoints").steps())
+
+
+def _hyperparameters(name: str, flags: dict, parameters: int) -> list:
+    """The row of a run in HParams, TensorBoard's table of runs."""
     from tensorboard.plugins.hparams import api  # it takes a moment to import
 
-    values = {}
+    values = {"parameters": parameters}
     for flag, value in flags.items():
-        if flag not in FREE_FLAGS:
+        if flag not in (*FREE_FLAGS, "model_name"):
             values[flag] = value if isinstance(value, (bool, int, float)) else str(value)
     row = api.hparams_pb(values, trial_id=name).SerializeToString()
     return tf.compat.v1.Summary.FromString(row).value
@@ -276,13 +277,13 @@ def _checked_same(folder: Path, now: dict) -> dict:
     """The configuration of the run in a folder.
 
     Raises:
-      InputError: it is another configuration than the run has now.
+      InputError: it differs from the configuration now.
     """
     before = read_config(folder)
     differences = []
     for part in ("flags", "data", "layers"):
         for name, value in now[part].items():
-            old = before[part].get(name, getattr(Settings, name, None))  # later flags: the default
+            old = before[part].get(name, getattr(Settings, name, None))  # a newer flag: its default
             if name not in FREE_FLAGS and old != value:
                 differences.append(f"{name}: {old} before, {value} now")
     if differences:
@@ -292,7 +293,7 @@ def _checked_same(folder: Path, now: dict) -> dict:
 
 
 class _LogFile(logging.Handler):
-    """A log file for one process at a time. What the disk does not take waits until it does."""
+    """A log file for one process at a time. Lines wait in memory while the disk is full."""
 
     def __init__(self, path: Path):
         if path.exists():
@@ -311,8 +312,8 @@ class _LogFile(logging.Handler):
         """Writes all lines.
 
         Raises:
-          InputError: the file is no longer that which is being written.
-          OSError: the disk does not take them.
+          InputError: the file was removed or replaced.
+          OSError: the disk is full.
         """
         with files.named(self._path):
             self._check_there()
@@ -332,7 +333,7 @@ class _LogFile(logging.Handler):
 
 
 def _logger(console: Console, file: _LogFile) -> logging.Logger:
-    """A logger whose lines go on in a file, those of level INFO and above to the console too."""
+    """A logger that writes all lines to a file, and those from level INFO to the console."""
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.Logger("run")
     log.addHandler(file)

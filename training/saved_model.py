@@ -35,7 +35,7 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
         text = tf.strings.regex_replace(text, r"\r\n?", "\n")
 
         def nats_and_tokens(text):
-            _, nll = language_model.token_nll(text)
+            nll = language_model.token_nll(language_model.ids(text))
             return tf.reduce_sum(nll), tf.size(nll)
 
         with stored_weights():

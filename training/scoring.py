@@ -1,4 +1,4 @@
-"""How well a network predicts: the loss of a window, the score of a text, and its metrics.
+"""The loss of a window, the score of a text, and its metrics.
 
 B batch, T sequence length, M memory length, A blocks that need memory, D model width, N tokens of a
 text.
@@ -24,7 +24,7 @@ def window_nll(model, window, memory, filled, tau, draws=None):
     Args:
       model: the network.
       window: int32 [B, T + 1].
-      memory, filled, tau, draws: as the model takes them.
+      memory, filled, tau, draws: see `PARTransformerXL.call`.
 
     Returns:
       The negative log-likelihood of each target, float32 [B, T], 0 for padding; the next memory.
@@ -37,23 +37,23 @@ def window_nll(model, window, memory, filled, tau, draws=None):
 
 
 def real_targets(window):
-    """Which targets of a window [B, T + 1] are tokens, 1, and which padding, 0: float32 [B, T]."""
+    """1 for each target of a window [B, T + 1] that is a token, 0 for padding: float32 [B, T]."""
     return tf.cast(window[:, 1:] != PAD, tf.float32)
 
 
 def filled_memory(model, window, number):
-    """How many memory positions hold tokens at window `number` of a text; at its start, none."""
+    """The number of memory positions that hold tokens at window `number` of a text."""
     return tf.minimum(number * (window.shape[1] - 1), model.sizes.mem_len)
 
 
 @dataclass
 class Score:
-    """What a network makes of a text.
+    """The score of a text.
 
     Attributes:
       nll: the summed negative log-likelihood, in nats.
-      targets: of how many tokens.
-      seconds: of each window; of those that are sent together, the mean.
+      targets: the number of tokens predicted.
+      seconds: of each window; the mean for windows of one execution.
     """
 
     nll: float = 0.0
@@ -62,15 +62,15 @@ class Score:
 
 
 class Evaluator:
-    """Scores texts with a network: every token after the first, without noise.
+    """Scores every token of a text but the first, without noise.
 
-    The result depends neither on the batch size nor on the number of replicas: where a text is cut
-    into rows, each row first reads what came before it, as far back as a memory can reach.
+    The result depends neither on the batch size nor on the number of replicas: each row first reads
+    the text before it, as far back as the memory reaches.
 
     Args:
       model: the network.
       jit_compile: compile with XLA.
-      strategy: whose replicas share the rows; None for one device.
+      strategy: the replicas; None for one device.
       windows_per_execution: W, the windows that are sent to a device together.
     """
 
@@ -86,14 +86,14 @@ class Evaluator:
 
         Args:
           stream: int32 [N].
-          batch_size: the rows that are read side by side.
+          batch_size: the number of rows to read in parallel.
           seq_len: T.
-          tau: the temperature of the network; None for its own.
-          between: is called after each execution.
+          tau: the temperature of the mixtures; None for the network's own.
+          between: called after each execution.
         """
         tau = self._model.tau if tau is None else tau
-        windows_back = -(-self._model.sizes.mem_len // seq_len)  # that one memory reaches
-        lead = self._model.num_memories * windows_back  # through all blocks
+        windows_back = -(-self._model.sizes.mem_len // seq_len)  # reached by one memory
+        lead = self._model.num_memories * windows_back  # reached through all blocks
         memory = self._model.empty_memory(batch_size)  # [A, B, M, D]
         memory = devices.split_rows(self._strategy, memory, axis=1)
         score, number, W = Score(), 0, self._windows_per_execution
@@ -118,7 +118,7 @@ class Evaluator:
 
     @tf.function
     def _everywhere(self, *arguments):
-        """`_windows` on every replica, the sums of all together."""
+        """`_windows` on every replica, with the sums over all replicas."""
         sums, memory = self._strategy.run(lambda *own: self._compiled(*own), args=arguments)
         return self._strategy.reduce("sum", sums, axis=None), memory
 
@@ -127,14 +127,14 @@ class Evaluator:
 
         Args:
           windows: int32 [W, B, T + 1].
-          scored: which rows are to be scored, 1 or 0: float32 [W, B, 1].
+          scored: 1 for each row to score, else 0: float32 [W, B, 1].
           count: a scalar.
           memory: [A, B, M, D].
           first: the number of the first window in the text.
           tau: the temperature.
 
         Returns:
-          Loss and number of the targets that are to be scored, float64 [2]; the next memory.
+          Loss and number of the scored targets, float64 [2]; the next memory.
         """
         sums = tf.zeros([2], tf.float64)
         for i in tf.range(count):
@@ -147,17 +147,16 @@ class Evaluator:
 
 
 def metrics(loss: float, text: dict) -> dict:
-    """Loss in nats per token, and what does not depend on the tokenizer.
+    """Loss, perplexity, word perplexity and bits per byte.
 
-    Word perplexity and bits per byte spread the negative log-likelihood of all tokens but the first
-    over the raw text. A language without spaces has no words worth the name, and its word
-    perplexity may be infinite. Where characters are unknown to the tokenizer both are None: no
-    figure shall be better because text was left out.
+    Word perplexity and bits per byte divide the negative log-likelihood of all tokens but the first
+    by the words and bytes of the raw text, so they do not depend on the tokenizer. Word perplexity
+    may be infinite in languages without spaces. If characters are unknown to the tokenizer, both
+    are None: omitting text must not improve a score.
 
     Args:
       loss: in nats per token.
-      text: how many `tokens`, `words`, `bytes` and `unknown_characters` it has, as metadata.json
-        says of each split.
+      text: its `tokens`, `words`, `bytes` and `unknown_characters`, as in metadata.json.
     """
     total, whole = loss * (text["tokens"] - 1), not text["unknown_characters"]
     return {
@@ -169,11 +168,11 @@ def metrics(loss: float, text: dict) -> dict:
 
 
 def exp(nats: float) -> float:
-    """e^nats, infinite where that overflows."""
+    """e^nats; infinite if that overflows."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
 def finite(metrics: dict) -> dict:
-    """Metrics, with None for a number that is infinite: JSON has no such number."""
+    """Metrics with None for infinite numbers, which JSON lacks."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in metrics.items()}

@@ -1,0 +1,49 @@
+"""Work that SIGINT, SIGTERM and SIGHUP must not break."""
+
+import contextlib
+import signal
+import threading
+from typing import Iterator
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the program to stop: Ctrl-C, a cluster's SIGTERM or a closed terminal."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[list[int]]:
+    """Defers signals to the end of the block.
+
+    Nested blocks defer them to the end of the outermost one. Only the main thread gets signals.
+
+    Yields:
+      The numbers of the signals received so far.
+
+    Raises:
+      Interrupted: a signal arrived. The end of the outermost block raises it.
+    """
+    waiting, handlers = [], {}
+    if not in_main_thread():
+        yield waiting
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            handlers[number] = signal.signal(number, lambda number, frame: waiting.append(number))
+    try:
+        yield waiting
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in waiting:
+        if callable(outer := handlers[number]) and outer is not signal.default_int_handler:
+            outer(number, None)
+        else:
+            raise Interrupted(number)
+
+
+def in_main_thread() -> bool:
+    """Whether this thread gets signals and may set their handlers."""
+    return threading.current_thread() is threading.main_thread()
