@@ -3,7 +3,7 @@
 Grave et al. 2017 (arXiv 1609.04309) for the output; Baevski & Auli 2019 (arXiv 1809.10853) for the
 input, and for sharing the rows of both (tied embeddings: Press & Wolf 2017, Inan et al. 2017).
 
-N tokens, n of them in a tail, D model width, V vocabulary, I inputs and O outputs of a product. Ids
+N tokens, n of them in a tail, D model width, V vocabulary, O outputs of a product. Ids
 are ordered by falling frequency. The head scores the `cutoffs[0]` most frequent ids and one entry
 per tail cluster; tail i has rows d_i wide, and a projection unless that is D:
 

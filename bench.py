@@ -133,7 +133,7 @@ class Bench:
         stream = data_utils.load_stream(self._folder, "train", self._metadata)
         times = []
         for _ in range(REPEATS.value + 1):
-            score = evaluator(stream, BATCH_SIZE.value, SEQ_LEN.value, 1.0)
+            score = evaluator(stream, BATCH_SIZE.value, SEQ_LEN.value)
             times.append(np.mean(score.seconds))
         return spread(times[1:], window_tokens())  # the first call builds the graph
 
@@ -152,8 +152,8 @@ class Bench:
 
 def settings() -> Settings:
     """The settings of the network, given by the flags."""
-    text = flags.FLAGS.architecture or SEARCH
-    architecture = [SEARCH] * 6 if text == SEARCH else from_letters(text)
+    text = flags.FLAGS.architecture
+    architecture = Settings.architecture if text == SEARCH else from_letters(text)
     return settings_of(flags.FLAGS.flag_values_dict(), architecture)
 
 
@@ -211,7 +211,7 @@ def main(_):
             print(f"measuring {part}", file=sys.stderr)
             results[part] = getattr(bench, part)()
     results["peak_memory_mib"] = peak_mebibytes()
-    if tf.config.list_physical_devices("GPU"):
+    if jit_compile:
         memory = tf.config.experimental.get_memory_info("GPU:0")
         results["peak_gpu_memory_mib"] = memory["peak"] / 2**20
     print(json.dumps(results, indent=2))

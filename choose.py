@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 from training import run_flags
 
 MOST_CHOICES = 5000
@@ -44,7 +44,7 @@ with cli.quiet():
     from training.trained_run import TrainedRun
 
 
-def scored_choices(run: TrainedRun, num_windows: int, data_dir: Path | None) -> dict:
+def scored_choices(run: TrainedRun, num_windows: int, data_dir: str | Path | None) -> dict:
     """The report: how the subnetworks were scored, and the loss and cost of each.
 
     Raises:
@@ -134,8 +134,7 @@ def choices_figure(report: dict):
 def main(_):
     FLAGS = flags.FLAGS
     run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
-    data_dir = FLAGS.data_dir and Path(FLAGS.data_dir)
-    report = scored_choices(run, FLAGS.num_windows, data_dir)
+    report = scored_choices(run, FLAGS.num_windows, FLAGS.data_dir)
     choices = report["choices"]
     print(f"{len(choices)} subnetworks; the Pareto front of loss and time:")
     for choice in front_of(choices, "ms_per_window"):

@@ -28,9 +28,8 @@ from typing import NamedTuple, Sequence
 import numpy as np
 from absl import flags
 
-from data_utils import read_counts
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 
 
 class Cluster(NamedTuple):
@@ -137,6 +136,8 @@ def define_flags():
 
 
 def main(_):
+    from data_utils import read_counts  # here, so that the network does not import data_utils
+
     FLAGS = flags.FLAGS
     counts = read_counts(Path(FLAGS.counts_file))
     if FLAGS.clusters > len(counts):

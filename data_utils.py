@@ -28,8 +28,8 @@ from support import (
     pydocs,
     tokenization,
 )
-from support.cli import InputError
 from support.corpora import SPLITS, Corpus, Text
+from support.errors import InputError
 from support.tokenization import PAD, Tokenizer
 from support.versions import versions
 
@@ -182,7 +182,7 @@ def write_records(stream: np.ndarray, batch_size: int, seq_len: int, folder: Pat
 # The data folder: replaced as a whole, read by training
 
 
-def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.Settings | Path,
+def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.TokenizerSettings | Path,
           batch_size: int, seq_len: int, add_eos: bool = False):
     """Writes a data folder: TFRecords per split, the tokenizer, unigram counts, metadata.json.
 
@@ -241,7 +241,7 @@ def _summary(split: str, entry: dict) -> str:
             f"{entry['steps']:,} windows")
 
 
-def _write_streams(corpus: Corpus, settings: tokenization.Settings | Path, add_eos: bool,
+def _write_streams(corpus: Corpus, settings: tokenization.TokenizerSettings | Path, add_eos: bool,
                    workspace: Path) -> dict[str, Stream]:
     """Writes tokenizer and unigram counts to `workspace`/new, and the streams to `workspace`.
 
@@ -420,7 +420,7 @@ def define_flags():
         "--valid_fraction and --test_fraction must be positive and sum to less than 1")
 
 
-def tokenizer_of_flags() -> tokenization.Settings | Path:
+def tokenizer_of_flags() -> tokenization.TokenizerSettings | Path:
     """The settings of the tokenizer to train, or the path of a trained one.
 
     Raises:
@@ -434,8 +434,8 @@ def tokenizer_of_flags() -> tokenization.Settings | Path:
     vocab_size = FLAGS.vocab_size
     if vocab_size is None and FLAGS.model_type in ("unigram", "bpe"):
         vocab_size = 12_000
-    return tokenization.Settings(FLAGS.model_type, vocab_size, FLAGS.normalization_rule_name,
-                                 FLAGS.character_coverage)
+    return tokenization.TokenizerSettings(
+        FLAGS.model_type, vocab_size, FLAGS.normalization_rule_name, FLAGS.character_coverage)
 
 
 def main(_):

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 from training import run_flags
 
 
@@ -35,7 +35,7 @@ cli.begin(__name__, define_flags)
 
 with cli.quiet():
     import data_utils
-    from layers import as_letters, without_identity
+    from layers import SEARCH, as_letters, without_identity
     from support import corpora, devices, files
     from support.tokenization import Tokenizer
     from training import costs
@@ -68,7 +68,7 @@ def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarr
 
 
 def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None,
-                 data_dir: Path | None = None, batch_size: int | None = None,
+                 data_dir: str | Path | None = None, batch_size: int | None = None,
                  seq_len: int | None = None, mem_len: int | None = None,
                  architecture: str | None = None) -> dict:
     """Scores a split of the data, or a text, with the network of a run.
@@ -108,7 +108,7 @@ def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None
     flops = costs.flops(model, batch_size, seq_len, probability)
     return {
         "run": str(run.folder), "step": step, "text": name,
-        "within_search": "s" in run.flags["architecture"],
+        "within_search": SEARCH in run.settings.architecture,
         "architecture": as_letters(model.architecture),
         "most_likely": as_letters(model.most_likely()),
         "batch_size": batch_size, "seq_len": seq_len, "mem_len": mem_len, "device": device,
@@ -224,13 +224,12 @@ def main(_):
         if FLAGS.text and FLAGS[flag].present:
             raise InputError(f"--text and --{flag} exclude each other")
     text = FLAGS.text and Path(FLAGS.text)
-    data_dir = FLAGS.data_dir and Path(FLAGS.data_dir)
     reports = []
     for folder in map(Path, FLAGS.run):
         run = TrainedRun(folder, FLAGS.checkpoint)
         reports.append(evaluate_run(
-            run, FLAGS.split, text, data_dir, batch_size=FLAGS.batch_size, seq_len=FLAGS.seq_len,
-            mem_len=FLAGS.mem_len, architecture=FLAGS.architecture))
+            run, FLAGS.split, text, FLAGS.data_dir, FLAGS.batch_size, FLAGS.seq_len, FLAGS.mem_len,
+            FLAGS.architecture))
     print(table(reports))
     scored = f"text_{text.stem[:40]}_{files.sha256(text)[:8]}" if text else FLAGS.split
     for folder, report in zip(FLAGS.run, reports):

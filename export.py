@@ -8,13 +8,12 @@ Loading it requires tensorflow and tensorflow-text, but not this repository: doc
 
 import os
 import sys
-import time
 from pathlib import Path
 
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 from training import run_flags
 
 
@@ -33,7 +32,7 @@ with cli.quiet():
     import tensorflow as tf
 
     from layers import as_letters
-    from support import devices, files, output_folder
+    from support import files, output_folder
     from support.versions import versions
     from training.saved_model import signatures
     from training.trained_run import TrainedRun
@@ -61,7 +60,6 @@ def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir:
     if Path(os.path.abspath(run.folder)) in Path(os.path.abspath(output_dir)).parents:
         files.refuse_links(run.folder)
     output_folder.check_replaceable(output_dir, RECORD)
-    devices.prepare(run.flags["mixed_precision"])
     model, step = run.network(architecture)
     for weight in model.weights:
         if not tf.reduce_all(tf.math.is_finite(tf.cast(weight.value, dtype))):
@@ -84,11 +82,8 @@ def main(_):
     output_dir = Path(FLAGS.output_dir or run.folder / "saved_model")
     saved = save(run, FLAGS.architecture, tf.float16 if FLAGS.half else tf.float32, output_dir)
     megabytes = sum(path.stat().st_size for path in output_dir.rglob("*") if path.is_file()) / 1e6
-    start = time.monotonic()
-    tf.saved_model.load(str(output_dir))
-    seconds = time.monotonic() - start
     network = "the mixture of a search" if "s" in saved else f"the layers {saved}"
-    print(f"wrote {output_dir}: {network}, {megabytes:.1f} MB, loaded in {seconds:.1f} s")
+    print(f"wrote {output_dir}: {network}, {megabytes:.1f} MB")
     if saved != run.flags["architecture"]:
         print("these layers were trained within the mixture, so expect a higher loss; "
               "to train them alone: "

@@ -11,7 +11,7 @@ from typing import Iterator
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 from training import run_flags
 
 

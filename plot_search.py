@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 
 
 def define_flags():
@@ -40,16 +40,12 @@ with cli.quiet():
     from layers import KINDS, without_identity
     from support import files, pictures
     from support.events import curves
+    from training.recording import entropy
     from training.trained_run import TrainedRun
 
 FRAMES, SECONDS_PER_FRAME, SECONDS_AT_THE_END = 60, 0.125, 2
 SHADES = 16  # of grey; more make the file larger, not better
 MOST_TOKENS = 80
-
-
-def entropy(pi: np.ndarray) -> np.ndarray:
-    """The entropy of probabilities [..., K] in nats: log(K) if uniform, 0 if certain."""
-    return -np.sum(pi * np.log(np.maximum(pi, 1e-30)), axis=-1)
 
 
 class SearchFigure:

@@ -3,7 +3,7 @@
     ./train.sh --model_name=short --epochs=3 --max_lr=1e-3 --warmup_steps=500
     ./train.sh --model_name=baseline --architecture=adadad
 
-L blocks, D model width, M memory length, T sequence length.
+L blocks, D model width, M memory length.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from support import cli
-from support.cli import InputError
-from training.settings import SEARCH, SIZES, define_settings, settings_of
+from support.errors import InputError
+from training.settings import SEARCH, SIZES, Settings, define_settings, settings_of
 
 with cli.group("Data"):
     DATA_DIR = cli.define_path("data_dir", "data/tfrecords", "the output of make_data.sh")
@@ -32,7 +32,8 @@ with cli.group("Network"):
         "identity); random; or a finished run, logs/NAME, for the architecture that it found and "
         "its sizes (default: search, or that of --init_from)")
     NUM_LAYERS = flags.DEFINE_integer(
-        "num_layers", 6, "L, blocks of a search or a random network", lower_bound=1)
+        "num_layers", len(Settings.architecture), "L, blocks of a search or a random network",
+        lower_bound=1)
 
 define_settings()
 
@@ -109,7 +110,7 @@ def main(_):
         if trainer.step > trainer.last_step:
             raise InputError(
                 f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
-        recorder.describe(config, trainer.model, device, versions())
+        recorder.describe(trainer.model, device, versions())
         report_caveats(trainer, recorder)
         valid = None
         with saved_when_interrupted(trainer, recorder) as handle_signals:
@@ -177,7 +178,7 @@ def write_line(trainer: Trainer, recorder: Recorder):
 
 def validate(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[], None]) -> dict:
     """Evaluates the validation split and saves. Returns its metrics."""
-    if trainer.state.line.targets > 0:  # --max_steps ended the run within an epoch
+    if trainer.state.line.targets > 0:  # resumed where --max_steps now ends the run
         write_line(trainer, recorder)
     valid = trainer.evaluate("valid", handle_signals)
     trainer.state.evaluated.assign(trainer.step)

@@ -15,7 +15,6 @@ N tokens of a text, n size of the cache, T sequence length, D model width.
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -42,7 +41,6 @@ with cli.quiet():
     import tensorflow as tf
 
     import data_utils
-    from support import devices
     from training.scoring import filled_memory
     from training.trained_run import TrainedRun
 
@@ -108,8 +106,7 @@ def loss(nll: np.ndarray, cached: np.ndarray, share: float) -> float:
 def main(_):
     FLAGS = flags.FLAGS
     run = TrainedRun(FLAGS.run)
-    devices.prepare(run.flags["mixed_precision"])
-    data_dir, metadata = run.find_data(FLAGS.data_dir and Path(FLAGS.data_dir))
+    data_dir, metadata = run.find_data(FLAGS.data_dir)
     mem_len = run.flags["mem_len"] if FLAGS.mem_len is None else FLAGS.mem_len
     model, step = run.network(mem_len=mem_len)
 

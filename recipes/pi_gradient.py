@@ -10,8 +10,6 @@ is the last column; without noise it is 1.
 S searched blocks, K layer types, N windows.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 
@@ -35,7 +33,6 @@ with cli.quiet():
 
     import data_utils
     from layers.draws import Draws
-    from support import devices
     from training.scoring import filled_memory, window_nll
     from training.trained_run import TrainedRun
 
@@ -76,8 +73,7 @@ def size_noise_and_step(gradients: np.ndarray) -> tuple[float, float, float]:
 def main(_):
     FLAGS = flags.FLAGS
     run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
-    devices.prepare(run.flags["mixed_precision"])
-    data_dir, metadata = run.find_data(FLAGS.data_dir and Path(FLAGS.data_dir))
+    data_dir, metadata = run.find_data(FLAGS.data_dir)
     model, step = run.search()
     taus = FLAGS.tau if model.log_tau is None else [float(model.temperature())]
     windows = data_utils.load_windows(data_dir, "train", metadata).take(FLAGS.num_windows)

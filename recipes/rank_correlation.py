@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 
 
 def define_flags():

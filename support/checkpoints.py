@@ -15,8 +15,8 @@ from typing import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from support import cli, files
-from support.cli import InputError
+from support import files
+from support.errors import InputError, printable
 
 HASHES = "sha256.json"
 REPLACED = ".replaced"
@@ -115,7 +115,7 @@ class Checkpoints:
             status.expect_partial()  # or TensorFlow warns of each value that is not used
             status.assert_existing_objects_matched()
         except (ValueError, IndexError, AssertionError, tf.errors.OpError) as error:
-            reason = cli.printable(str(error).splitlines()[0], 200)
+            reason = printable(str(error).splitlines()[0], 200)
             raise InputError(f"cannot restore {path}: {reason}") from None
 
     def restore_last(self, state: tf.train.Checkpoint, say: Callable[[str], None]) -> int | None:

@@ -10,22 +10,14 @@ from typing import Callable
 from absl import app, flags, logging
 
 from support import console, flag_help
-from support.errors import InputError, line_of, printable, reason
-from support.flag_types import (
-    GROUPS,
-    IntegersParser,
-    define_integers,
-    define_path,
-    define_paths,
-    group,
-)
+from support.errors import line_of
+from support.flag_types import define_integers, define_path, define_paths, group
 from support.loading import quiet, tensorflow, tensorflow_text
-from support.signals import Interrupted, in_main_thread, uninterrupted
+from support.signals import Interrupted, uninterrupted
 
 __all__ = [  # all that a command needs, in one place
-    "CORES", "GROUPS", "InputError", "IntegersParser", "Interrupted", "begin", "define_integers",
-    "define_path", "define_paths", "group", "in_main_thread", "printable", "quiet", "reason",
-    "run", "tensorflow", "tensorflow_text", "uninterrupted"]
+    "CORES", "Interrupted", "begin", "define_integers", "define_path", "define_paths", "group",
+    "quiet", "run", "tensorflow", "tensorflow_text", "uninterrupted"]
 
 if hasattr(os, "sched_getaffinity"):
     CORES = len(os.sched_getaffinity(0))  # that this process may use

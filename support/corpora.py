@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from support import cli, files
-from support.cli import InputError
+from support import files
+from support.errors import InputError, printable
 
 SPLITS = ("train", "valid", "test")
 BREAK_BYTES = 1 << 16  # a cut looks this far ahead for a line end
@@ -51,7 +51,7 @@ class Corpus(NamedTuple):
 
 def whole_file(path: Path) -> Text:
     """The text of a file."""
-    return Text(cli.printable(path.name), [Part(path, 0, path.stat().st_size)])
+    return Text(printable(path.name), [Part(path, 0, path.stat().st_size)])
 
 
 def chunks(part: Part, size: int) -> Iterator[Part]:

@@ -10,7 +10,7 @@ with cli.quiet():
     import keras
     import tensorflow as tf
 
-from support.cli import InputError
+from support.errors import InputError
 
 # The branches of a block run in parallel, each on half of the cores: faster than one after another
 # on all cores. TensorFlow reads these at its first computation, not at import.
@@ -37,7 +37,8 @@ def prepare(mixed_precision: bool) -> tuple[str, bool]:
 
 def dtype_policy(mixed_precision: bool) -> str:
     """The Keras policy for matrix products: bfloat16 if requested and supported by the GPUs."""
-    return "mixed_bfloat16" if mixed_precision and has_bfloat16(usable_gpus()) else "float32"
+    supported = has_bfloat16(usable_gpus())  # also when not requested: it makes memory grow
+    return "mixed_bfloat16" if mixed_precision and supported else "float32"
 
 
 def has_bfloat16(gpus: list) -> bool:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from support import cli
-from support.cli import InputError
+from support import errors
+from support.errors import InputError
 
 BLOCK_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 26
@@ -46,18 +46,6 @@ def sha256(path: Path) -> str:
     """
     check_regular(path)
     return digest(blocks(path))
-
-
-def read_bytes(path: Path, most: int) -> bytes:
-    """Reads an untrusted file.
-
-    Raises:
-      InputError: the path is a device, a pipe or a folder, or has more than `most` bytes.
-    """
-    check_regular(path)
-    if path.stat().st_size > most:
-        raise InputError(f"{path} is larger than {most:,} bytes")
-    return path.read_bytes()
 
 
 def check_regular(path: Path):
@@ -98,12 +86,13 @@ def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
       FileNotFoundError: the file is missing.
       InputError: it is damaged, or lacks a key that is `needed`.
     """
+    check_regular(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
     try:
-        content = json.loads(read_bytes(path, MAX_JSON_BYTES))
+        content = json.loads(path.read_bytes())
         if content.pop("checksum", None) != _checksum(content):
             raise ValueError("wrong checksum")
-    except InputError:
-        raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
     if missing := set(needed) - content.keys():
@@ -161,5 +150,5 @@ def named(path: Path) -> Iterator[None]:
         tensorflow = sys.modules.get("tensorflow")
         if not isinstance(error, (OSError, tensorflow.errors.OpError) if tensorflow else OSError):
             raise
-        reason = getattr(error, "strerror", None) or cli.reason(error)
+        reason = getattr(error, "strerror", None) or errors.reason(error)
         raise NotWritten(f"cannot write {path}: {reason}") from None

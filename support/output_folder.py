@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Iterator
 
 from support import files
-from support.cli import InputError
+from support.errors import InputError
 
 
 def hashes(folder: Path) -> dict[str, str]:

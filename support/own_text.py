@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path, PurePath
 
-from support.cli import InputError, printable
 from support.corpora import SPLITS, Corpus, Part, Text, next_break, whole_file
+from support.errors import InputError, printable
 
 HELD_OUT = 0.05  # default share of validation, and of test
 # The names of each split, in any case.

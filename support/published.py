@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from support import cli, console, files
-from support.cli import InputError
+from support import console, files
 from support.corpora import SPLITS, Corpus, Part, Text, next_character, whole_file
+from support.errors import InputError, reason
 
 STALL_SECONDS = 20  # a download that receives nothing for this long fails
 
@@ -105,7 +105,7 @@ def _download(name: str, missing: list[str]) -> Iterator[tuple[str, bytes]]:
                 if hashlib.sha1(content).hexdigest() != corpus.sha1[file]:
                     raise InputError("not the published file")
             except Exception as error:  # http.client and zipfile document no list of theirs
-                reasons.append(f"{url}: {cli.reason(error) or type(error).__name__}")
+                reasons.append(f"{url}: {reason(error) or type(error).__name__}")
                 break
             missing.remove(file)
             yield file, content

@@ -26,7 +26,7 @@ def uninterrupted() -> Iterator[list[int]]:
       Interrupted: a signal arrived. The end of the outermost block raises it.
     """
     waiting, handlers = [], {}
-    if not in_main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield waiting
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -42,8 +42,3 @@ def uninterrupted() -> Iterator[list[int]]:
             outer(number, None)
         else:
             raise Interrupted(number)
-
-
-def in_main_thread() -> bool:
-    """Whether this thread gets signals and may set their handlers."""
-    return threading.current_thread() is threading.main_thread()

@@ -18,8 +18,8 @@ import numpy as np
 import sentencepiece
 
 from support import cli, corpora, model_proto
-from support.cli import InputError
 from support.corpora import Text
+from support.errors import InputError
 
 PAD, BOS, EOS, UNK = range(4)
 MODEL_TYPES = ("unigram", "bpe", "char", "word")  # SentencePiece's names
@@ -64,7 +64,7 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TokenizerSettings:
     """How to train a tokenizer, under SentencePiece's names."""
 
     # unigram (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or
@@ -79,7 +79,7 @@ class Settings:
     character_coverage: float | None = None
 
 
-def train_tokenizer(text: Text, settings: Settings) -> bytes:
+def train_tokenizer(text: Text, settings: TokenizerSettings) -> bytes:
     """Trains a SentencePiece model on a sample of a text.
 
     Returns:
@@ -137,7 +137,7 @@ def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) ->
     return lines
 
 
-def _training_fault(error: str, name: str, settings: Settings) -> str:
+def _training_fault(error: str, name: str, settings: TokenizerSettings) -> str:
     """SentencePiece's error as one line about our flags."""
     size = f"--vocab_size={settings.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", error):

@@ -107,11 +107,11 @@ def write_corpus(folder: Path, lines=(150, 40, 30)) -> Path:
     return folder
 
 
-TOKENIZER = tokenization.Settings(vocab_size=VOCAB_SIZE)
+TOKENIZER = tokenization.TokenizerSettings(vocab_size=VOCAB_SIZE)
 
 
 def make_data(corpus_dir: Path, output_dir: Path,
-              tokenizer: tokenization.Settings | Path = TOKENIZER, **settings):
+              tokenizer: tokenization.TokenizerSettings | Path = TOKENIZER, **settings):
     """Makes tiny data of a folder of texts."""
     sizes = {"batch_size": BATCH_SIZE, "seq_len": SEQ_LEN}
     corpus = own_text.from_folder(corpus_dir)

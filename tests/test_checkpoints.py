@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from support import checkpoints
 from support.checkpoints import Checkpoints
-from support.cli import InputError
+from support.errors import InputError
 
 
 class Killed(BaseException):

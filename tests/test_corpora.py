@@ -8,7 +8,7 @@ import pytest
 from test_downloads import content_of
 
 from support import corpora, own_text, pydocs
-from support.cli import InputError
+from support.errors import InputError
 
 # --------------------------------------------------------------------------------------------------
 # Documentation

@@ -12,7 +12,7 @@ from conftest import PROJECT
 import adaptive_softmax
 import cutoffs
 import data_utils
-from support.cli import InputError
+from support.errors import InputError
 
 
 def plain_cost(probability, widths, starts):

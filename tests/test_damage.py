@@ -11,7 +11,7 @@ from chaos import events_of, state_of
 
 import train  # noqa: F401, its flags
 from support.checkpoints import Checkpoints
-from support.cli import InputError
+from support.errors import InputError
 from training import step as step_module
 from training.scoring import Evaluator, window_nll
 from training.trained_run import TrainedRun

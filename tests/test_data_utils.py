@@ -21,7 +21,7 @@ from conftest import (
 
 import data_utils
 from support import corpora, files, output_folder, tokenization, versions
-from support.cli import InputError
+from support.errors import InputError
 from support.tokenization import EOS, PAD, UNK, Settings, Tokenizer
 
 WIKITEXT2 = Path(

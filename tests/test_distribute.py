@@ -15,7 +15,7 @@ import tiny
 import warm
 from conftest import PROJECT
 
-from support.cli import InputError
+from support.errors import InputError
 
 NETWORK = tiny.NETWORK | {"num_layers": 1, "cutoffs": ""}
 FLAGS = tiny.as_flags(**NETWORK, max_lr=0.01, warmup_steps=20)

@@ -12,7 +12,7 @@ from test_data_utils import WIKITEXT2, needs_wikitext2
 
 import data_utils
 from support import files, published, pydocs
-from support.cli import InputError
+from support.errors import InputError
 
 TEXTS = {"train": b"a b c\n" * 50, "valid": b"d e\n", "test": b"f\n"}
 LINES = "".join(f"line {number}: \u00e4\n" for number in range(100)).encode()

@@ -19,7 +19,7 @@ import evaluate
 from evaluate import evaluate_run
 from model import PARTransformerXL
 from support import files, tokenization
-from support.cli import InputError
+from support.errors import InputError
 from training import costs, scoring
 from training.scoring import Evaluator
 from training.trained_run import TrainedRun

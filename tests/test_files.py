@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from support import files
-from support.cli import InputError
+from support.errors import InputError
 
 
 def test_json_comes_back_and_every_change_is_noticed(tmp_path):

@@ -12,7 +12,7 @@ from tiny import as_flags
 
 import data_utils
 import train
-from support import cli
+from support import errors
 
 each_time_the_same = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -215,7 +215,7 @@ def make(corpus_dir, data_dir, tmp_path, monkeypatch):
         return error, tmp_path / "data" / "tfrecords"
 
     def no_corpus(*_):
-        raise cli.InputError("no network here")
+        raise errors.InputError("no network here")
 
     monkeypatch.setattr(data_utils, "choose_corpus", no_corpus)
     return make

@@ -11,7 +11,7 @@ from conftest import ids_of, make_data
 
 import data_utils
 from support import corpora, tokenization
-from support.cli import InputError
+from support.errors import InputError
 from support.tokenization import EOS, UNK, Settings, Tokenizer
 from training.trained_run import TrainedRun
 

@@ -15,7 +15,7 @@ import train
 from layers.kind import Sizes
 from model import PARTransformerXL
 from support import pictures
-from support.cli import InputError
+from support.errors import InputError
 from training import costs
 from training.latency import layer_latency
 from training.trained_run import TrainedRun

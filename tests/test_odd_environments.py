@@ -25,7 +25,7 @@ from conftest import PROJECT, results_of, train_in, write_corpus
 import evaluate
 import generate
 from support import console, devices
-from support.cli import InputError
+from support.errors import InputError
 
 COMMANDS = ("data_utils", "train", "evaluate", "generate", "plot_search", "choose", "cutoffs",
             "export", "bench")

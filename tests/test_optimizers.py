@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from conftest import tiny_settings
 
-from support.cli import InputError
+from support.errors import InputError
 from training.optimizers import (
     FusedAdam,
     build_optimizer,

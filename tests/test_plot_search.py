@@ -15,7 +15,7 @@ from PIL import Image
 import evaluate
 import plot_search
 from support import files, pictures
-from support.cli import InputError
+from support.errors import InputError
 from support.events import curves
 from training.trained_run import TrainedRun
 

@@ -9,7 +9,7 @@ from conftest import VOCAB_SIZE, make_data, tiny_settings, when_called, write_co
 import data_utils
 from support import files, tokenization
 from support.checkpoints import Checkpoints
-from support.cli import InputError
+from support.errors import InputError
 from training import recording
 from training.scoring import Evaluator
 from training.trainer import Trainer
@@ -127,7 +127,7 @@ def test_a_run_from_before_a_flag_was_there_goes_on_with_the_default(search_run,
 
 @pytest.mark.parametrize("changes, place, kept", [
     ({}, ((Trainer, "train"), 5), []),
-    ({"tokenizer": tokenization.Settings(vocab_size=330)}, ((Trainer, "train"), 5), []),
+    ({"tokenizer": tokenization.TokenizerSettings(vocab_size=330)}, ((Trainer, "train"), 5), []),
     ({"batch_size": 2}, ((Evaluator, "__call__"), 1), [100, 150, 200])],  # 210 steps are an epoch
     ids=["text", "tokenizer", "batch size"])
 def test_data_that_are_made_anew_while_a_run_goes_on_stop_it(

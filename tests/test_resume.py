@@ -13,7 +13,7 @@ import data_utils
 import train
 from support import files
 from support.checkpoints import Checkpoints
-from support.cli import InputError
+from support.errors import InputError
 from training.recording import Recorder
 from training.scoring import Evaluator
 from training.trainer import Trainer

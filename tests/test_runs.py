@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 import data_utils
 import train
 from support import devices
-from support.cli import InputError
+from support.errors import InputError
 from support.events import curves
 from training.recording import NullRecorder, Recorder, configuration
 from training.trained_run import TrainedRun

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 import data_utils
 from support import cli, corpora, model_proto, tokenization
-from support.cli import InputError
+from support.errors import InputError
 from support.tokenization import EOS, UNK, Settings, Tokenizer
 
 # Remains of editors, PDFs and web pages.

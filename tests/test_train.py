@@ -18,7 +18,7 @@ import data_utils
 import train
 from layers import KINDS
 from support import cli, versions
-from support.cli import InputError
+from support.errors import InputError
 from training import scoring
 from training.trained_run import TrainedRun, take_weights
 from training.trainer import Trainer, build_network

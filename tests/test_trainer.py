@@ -20,7 +20,7 @@ import data_utils
 from layers.draws import Draws
 from layers.kind import Sizes
 from support import timing
-from support.cli import InputError
+from support.errors import InputError
 from support.tokenization import PAD
 from training import scoring
 from training import trainer as trainer_module

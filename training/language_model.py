@@ -9,7 +9,7 @@ from typing import Iterator
 import numpy as np
 import tensorflow as tf
 
-from support.cli import InputError
+from support.errors import InputError
 from support.tokenization import PAD, Tokenizer
 from training.scoring import filled_memory, window_nll
 from training.writer import EMPTY_PROMPT, Writer, memory_length
@@ -35,7 +35,8 @@ class LanguageModel:
         self.model, self.tokenizer = model, tokenizer
         self.writer = Writer(model, memory_length(model.sizes.mem_len, seq_len), jit_compile)
         self._add_eos, self._seq_len = add_eos, seq_len
-        self._token_nll = tf.function(self.token_nll)
+        self._token_nll = tf.function(self.token_nll, input_signature=[
+            tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)])
 
     def encode(self, text: str) -> tuple[np.ndarray, int]:
         """The ids of a text, int32 [N], and the number of characters unknown to the tokenizer.

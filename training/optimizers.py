@@ -6,7 +6,7 @@ from typing import Callable
 import keras
 import tensorflow as tf
 
-from support.cli import InputError
+from support.errors import InputError
 from training.settings import Settings
 
 

@@ -20,9 +20,9 @@ import data_utils
 from layers import KINDS, as_letters, letters
 from support import files
 from support.checkpoints import Checkpoints
-from support.cli import InputError
 from support.console import Console
 from support.corpora import SPLITS
+from support.errors import InputError
 from support.events import EventLog, summary_values
 from training.scoring import finite
 from training.settings import Settings
@@ -52,7 +52,8 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, config: dict, data_dir: Path, state: tf.train.Checkpoint):
-        self.folder, self._corpus, self._state = folder, config["data"]["corpus"], state
+        self.folder, self._config, self._state = folder, config, state
+        self._corpus = config["data"]["corpus"]
         self._unsaved_best = None  # step and state
         self._run_id = uuid.uuid4().hex
         if (folder / "config.json").exists() or has_begun(folder):
@@ -86,8 +87,9 @@ class Recorder:
             self.say(f"{damage}: the best network from now on is kept")
             self._state.best_loss.assign(np.inf)
 
-    def describe(self, config: dict, model, device: str, versions: dict):
+    def describe(self, model, device: str, versions: dict):
         """Reports what is trained, with what; for a new run also to TensorBoard."""
+        config = self._config
         self.note("flags " + json.dumps(config["flags"]))
         self.note("versions " + json.dumps(versions))
         model.summary(line_length=80, print_fn=lambda text, line_break=False: self.note(text))
@@ -120,8 +122,7 @@ class Recorder:
         """
         self._events["train"].record(step, summary_values("pi", {"pi/all": np.float32(pi)}))
         values = {f"pi/{kind}_blocks": number for kind, number in zip(KINDS, pi.sum(axis=0))}
-        entropy = -np.sum(pi * np.log(np.maximum(pi, 1e-30)), axis=-1)  # [L]
-        self.scalars("train", step, values | {"pi/entropy": entropy.mean()})
+        self.scalars("train", step, values | {"pi/entropy": entropy(pi).mean()})
 
     def heat_map(self, step: int, pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard as a picture."""
@@ -223,8 +224,13 @@ class NullRecorder:
     def _record_nothing(self, *args, **kwargs):
         pass
 
-    say = note = describe = progress = scalars = pi = text = _record_nothing
+    say = describe = progress = scalars = pi = text = _record_nothing
     heat_map = evaluation = save = finish = close = _record_nothing
+
+
+def entropy(pi: np.ndarray) -> np.ndarray:
+    """The entropy of probabilities [..., K] in nats, [...]: log(K) if uniform, 0 if certain."""
+    return -np.sum(pi * np.log(np.maximum(pi, 1e-30)), axis=-1)
 
 
 def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 from absl import flags
 
 from support import cli
-from support.cli import InputError
+from support.errors import InputError
 
 flags.disclaim_key_flags()  # they belong to the command that calls `define_settings`
 

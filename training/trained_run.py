@@ -13,7 +13,7 @@ from layers import KINDS, SEARCH, as_letters, from_letters, letters
 from model import PARTransformerXL
 from support import devices, files
 from support.checkpoints import Checkpoints, by_path
-from support.cli import InputError
+from support.errors import InputError
 from support.tokenization import Tokenizer
 from training.language_model import LanguageModel
 from training.settings import Settings, settings_of
@@ -45,7 +45,7 @@ class TrainedRun:
         self.folder, self.checkpoint = Path(folder), str(checkpoint)
         config = read_config(self.folder)
         self.flags, self.data = config["flags"], config["data"]
-        self.kinds, self._run_id = config["layers"]["kinds"], config["run_id"]
+        self._kinds, self._run_id = config["layers"]["kinds"], config["run_id"]
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -58,8 +58,8 @@ class TrainedRun:
         if unknown := set(architecture) - set(letters()):
             raise InputError(f"{self.folder} has layers of type '{min(unknown)}', "
                              f"and layers.KINDS has {', '.join(KINDS)}")
-        if SEARCH in from_letters(architecture) and self.kinds != list(KINDS):
-            raise InputError(f"{self.folder} has searched among {', '.join(self.kinds)}, "
+        if SEARCH in from_letters(architecture) and self._kinds != list(KINDS):
+            raise InputError(f"{self.folder} has searched among {', '.join(self._kinds)}, "
                              f"and layers.KINDS has {', '.join(KINDS)}")
         return settings_of(self.flags, from_letters(architecture))
 
@@ -79,13 +79,13 @@ class TrainedRun:
             raise InputError(f"{path} belongs to another run")
         return results["architecture"]
 
-    def find_data(self, data_dir: Path | None = None) -> tuple[Path, dict]:
+    def find_data(self, data_dir: str | Path | None = None) -> tuple[Path, dict]:
         """The folder of the training data, or `data_dir` if given, and its metadata.
 
         Raises:
           InputError: there is no data, or it was made with another tokenizer.
         """
-        data_dir = data_dir or Path(self.flags["data_dir"])
+        data_dir = Path(data_dir or self.flags["data_dir"])
         metadata = data_utils.read_metadata(data_dir)
         if data_utils.tokenizer_sha256(metadata) != self.data["tokenizer_sha256"]:
             raise InputError(f"{data_dir} was made with another tokenizer than {self.folder}: "

@@ -21,8 +21,8 @@ from layers import KINDS
 from model import PARTransformerXL
 from support import cli, devices
 from support.checkpoints import by_path
-from support.cli import InputError
 from support.corpora import SPLITS
+from support.errors import InputError
 from support.tokenization import Tokenizer
 from training.language_model import LanguageModel
 from training.latency import layer_latency

@@ -27,7 +27,7 @@ class Writer:
         self._compiled = tf.function(self.next, jit_compile=jit_compile or None)
 
     def write(self, prompt: Sequence[int], num_tokens: int, seed: int, temperature: float = 1.0,
-              top_k: int = 0, top_p: float = 1.0, tau: float | None = None) -> Iterator[int]:
+              top_k: int = 0, top_p: float = 1.0) -> Iterator[int]:
         """Yields the ids that continue a prompt. The same seed gives the same ids.
 
         Args:
@@ -35,7 +35,6 @@ class Writer:
           num_tokens: the number of ids to yield.
           seed: of the random numbers.
           temperature, top_k, top_p: of `draw`.
-          tau: the temperature of the network; None for its own.
 
         Raises:
           ValueError: an argument is out of its range.
@@ -52,7 +51,7 @@ class Writer:
                 raise ValueError(needed)
         memory, drawn = self.model.empty_memory(1, self.mem_len), None
         settings = [int(seed), float(temperature), int(top_k), float(top_p),
-                    self.model.tau if tau is None else tau]
+                    self.model.tau]
         settings = list(map(tf.constant, settings))
         for position in range(len(prompt) + num_tokens - 1):
             token = prompt[position] if position < len(prompt) else drawn
