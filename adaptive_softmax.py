@@ -4,8 +4,8 @@ Grave et al. 2017 (arXiv 1609.04309) for the output; Baevski & Auli 2019 (arXiv 
 input, and for sharing the rows of both (tied embeddings: Press & Wolf 2017, Inan et al. 2017).
 
 N tokens, n of them in a tail, D model width, V vocabulary, O outputs of a product. Ids
-are ordered by falling frequency. The head scores the `cutoffs[0]` most frequent ids and one entry
-per tail cluster; tail i has rows d_i wide, and a projection unless that is D:
+are in order of decreasing frequency. The head scores the `cutoffs[0]` most frequent ids and one
+entry per tail; tail i has rows of width d_i, and a projection unless d_i is D:
 
     log p(y) = log p_head(cluster of y) + log p_tail(y | cluster)
 """
@@ -39,7 +39,7 @@ class ClusterTable(keras.layers.Layer):
         self.clusters, self._d_model = list(clusters), d_model
         self.rows, self.projections = [], []
         for i, cluster in enumerate(clusters):
-            normal = keras.initializers.RandomNormal(stddev=stddev)  # a seed of its own for each
+            normal = keras.initializers.RandomNormal(stddev=stddev)  # each has its own seed
             self.rows.append(self.add_weight(
                 shape=[cluster.size, cluster.width], initializer=normal, name=f"rows_{i}"))
             self.projections.append(None if cluster.width == d_model else self.add_weight(
@@ -80,7 +80,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
       d_model: D.
       vocab_size: V.
       cutoffs: the first id of each tail, ascending, within 1 ... V - 1; empty for a plain softmax.
-      proj_factor: tail i is D / proj_factor^i wide, rounded down, and at least 1.
+      proj_factor: tail i has width D / proj_factor^i, rounded down, at least 1.
       static_shapes: compute each tail for every token, as XLA needs, instead of for its own tokens.
       table: the rows, shared with the input; None for separate rows, which start at zero.
 
@@ -139,7 +139,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
           float32 [N], in nats.
         """
         inside = [(targets >= tail.first) & (targets < tail.end) for tail in self.tails]  # [N] each
-        head_target = targets  # [N], a tail's ids replaced by its entry
+        head_target = targets  # [N], with the ids of each tail replaced by its entry
         for i, within in enumerate(inside):
             head_target = tf.where(within, self.head_size + i, head_target)
         nll = linear_cross_entropy(hidden, self._rows(0), self._bias(0), head_target)  # [N]

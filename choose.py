@@ -2,7 +2,7 @@
 
     python choose.py --run=logs/supernet --budget_ms=12
 
-Nothing is trained: each subnetwork uses the weights of the search. Its cost is the sum over its
+Nothing is trained: each subnetwork uses the weights of the search. Its time is the sum over its
 layers, whose times are measured on this machine.
 
 B batch, T sequence length, D model width, V vocabulary, N subnetworks.
@@ -24,9 +24,9 @@ MOST_NUMBERS = 1 << 26  # in the hidden vectors of all subnetworks that are comp
 def define_flags():
     run_flags.define_run("the folder of a search")
     run_flags.define_checkpoint()
-    flags.DEFINE_float("budget_ms", None, "the most milliseconds that the layers may take for the "
-                       "forward pass of a window", lower_bound=0)
-    flags.DEFINE_float("budget_mflops", None, "the most million FLOPs per token", lower_bound=0)
+    flags.DEFINE_float("budget_ms", None, "upper limit of the milliseconds that the layers take "
+                       "for the forward pass of a window", lower_bound=0)
+    flags.DEFINE_float("budget_mflops", None, "upper limit of the MFLOPs per token", lower_bound=0)
     flags.DEFINE_integer("num_windows", 40, "windows of the validation split to score",
                          lower_bound=1)
     run_flags.define_data_dir()
@@ -95,13 +95,13 @@ def best_within(choices: list[dict], most_ms: float, most_flops: float) -> dict:
     if not within:
         milliseconds = min(choice["ms_per_window"] for choice in choices)
         flops = min(choice["flops_per_token"] for choice in choices)
-        raise InputError(f"no subnetwork is within the budget: the lowest costs are "
+        raise InputError(f"no subnetwork is within the budget: the lowest costs of any are "
                          f"{milliseconds:.2f} ms and {flops / 1e6:.3f} MFLOPs")
     return min(within, key=lambda choice: choice["loss"])
 
 
 def front_of(choices: list[dict], cost: str) -> list[dict]:
-    """The choices on the Pareto front of loss and a cost, by rising cost."""
+    """The choices on the Pareto front of loss and a cost, in order of increasing cost."""
     columns = [np.array([choice[name] for choice in choices]) for name in (cost, "loss")]
     return [choices[number] for number in pictures.front(*columns)]
 

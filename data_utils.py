@@ -1,12 +1,12 @@
-"""Text -> SentencePiece tokens -> context batches -> TFRecords, and back as tf.data.
+"""Text -> SentencePiece tokens -> windows -> TFRecords, and back as tf.data.
 
     ./make_data.sh
     ./make_data.sh --input_text=my_book.txt --vocab_size=4000
 
 B batch rows, T sequence length, V vocabulary, N tokens of a split. A split is one token stream, cut
-into B rows of equal length (or one token less). Window s holds positions [s T, (s + 1) T] of every
-row: T inputs and, shifted by one, T targets. Memory that is carried from window to window therefore
-always continues the same row.
+into B rows whose lengths differ by at most one token. Window s holds positions s T to (s + 1) T of
+every row: T inputs and, shifted by one, T targets. The memory carried from window to window
+therefore always continues the same row.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from support.errors import InputError
 from support.tokenization import PAD, Tokenizer
 from support.versions import versions
 
-BLOCK_BYTES = 1 << 20  # of text, about, to tokenize at once
+BLOCK_BYTES = 1 << 20  # approximate size of the text to tokenize at once
 WINDOWS_AT_ONCE = 16  # to cut from a stream
 RECORDS = "00000-of-00001.tfrecord"  # the windows of a split, in a folder of its name
 METADATA = ("corpus", "batch_size", "seq_len", "vocab_size", "add_eos", "splits", "sha256")
@@ -115,7 +115,7 @@ class Stream:
 
 
 # --------------------------------------------------------------------------------------------------
-# Tokens -> context batches -> TFRecords
+# Tokens -> windows -> TFRecords
 
 
 def num_windows(num_tokens: int, batch_size: int, seq_len: int) -> int:
@@ -125,7 +125,7 @@ def num_windows(num_tokens: int, batch_size: int, seq_len: int) -> int:
 
 
 def windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[np.ndarray]:
-    """Yields the context batches of a stream [N] in B rows: windows [B, T + 1], in order.
+    """Yields the windows [B, T + 1] of a stream [N] in B rows, in order.
 
     Consecutive windows share one token, so each token after the first of its row is a target once.
     [PAD] fills the windows after the end of a row.
@@ -208,9 +208,9 @@ def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.TokenizerSet
             needed = batch_size * (seq_len + 1)
             if len(stream) < needed:
                 raise InputError(
-                    f"{corpus.texts[split].name} is too short: {len(stream)} tokens, and one "
-                    f"window of --batch_size={batch_size} rows of --seq_len={seq_len} needs "
-                    f"{needed}: lower them")
+                    f"{corpus.texts[split].name} is too short: it has {len(stream)} tokens, but "
+                    f"one window of --batch_size={batch_size} rows of --seq_len={seq_len} needs "
+                    f"{needed}: lower one of the two")
         splits = {}
         for split, text in corpus.texts.items():
             stream = streams[split]
@@ -245,7 +245,7 @@ def _write_streams(corpus: Corpus, settings: tokenization.TokenizerSettings | Pa
                    workspace: Path) -> dict[str, Stream]:
     """Writes tokenizer and unigram counts to `workspace`/new, and the streams to `workspace`.
 
-    A tokenizer trained here gets its ids by falling count in the training split.
+    A tokenizer trained here numbers its ids by decreasing count in the training split.
 
     Returns:
       The stream of each split.
@@ -304,7 +304,7 @@ def check_unchanged(data_dir: Path, metadata: dict):
         same = False
     if not same:
         raise InputError(f"{data_dir} was replaced while it was in use: stopped; "
-                         "the last checkpoint is older than that")
+                         "the last checkpoint was saved before that")
 
 
 def load_windows(data_dir: Path, split: str, metadata: dict):
@@ -394,26 +394,26 @@ def define_flags():
     flags.DEFINE_float("valid_fraction", own_text.HELD_OUT, "share of your own text for "
                        "validation, if it has no splits", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", own_text.HELD_OUT, "share of your own text for the "
-                       "test, if it has no splits", lower_bound=0, upper_bound=1)
+                       "test split, if it has none", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's type of "
-                      "tokenizer; char keeps white space, and line ends with --add_eos")
-    flags.DEFINE_integer("vocab_size", None, "SentencePiece pieces (default: 12,000; all for char "
+                      "tokenizer; char keeps white space and, with --add_eos, line ends")
+    flags.DEFINE_integer("vocab_size", None, "number of pieces (default: 12,000; all for char "
                          "and word)", lower_bound=tokenization.RESERVED + 1, upper_bound=10_000_000)
     flags.DEFINE_enum("normalization_rule_name", "nfkc_cf", tokenization.NORMALIZATIONS,
                       "nfkc_cf folds case, nfkc keeps it, identity changes no character")
     flags.DEFINE_float(
         "character_coverage", None, "share of characters that get a piece; the rarest others "
         "become bytes (default: 0.9995; 1 for char and word)", lower_bound=0.98, upper_bound=1)
-    flags.DEFINE_boolean("add_eos", False, "a token [EOS] at every line end")
+    flags.DEFINE_boolean("add_eos", False, "add an [EOS] token at every line end")
     cli.define_path(
         "sp_model_prefix", None, "use the tokenizer PREFIX.model instead of training one")
-    flags.DEFINE_integer("batch_size", 32, "rows of a window", lower_bound=1)
-    flags.DEFINE_integer("seq_len", 32, "tokens of a row of a window", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 32, "B, rows of a window", lower_bound=1)
+    flags.DEFINE_integer("seq_len", 32, "T, tokens per row and window", lower_bound=1)
     cli.define_path(
         "output_dir", "data/tfrecords", "the folder to write; older data in it are replaced")
     flags.register_multi_flags_validator(
         ["input_text", "input_dir"], lambda given: not all(given.values()),
-        "--input_text and --input_dir exclude each other")
+        "use --input_text or --input_dir, not both")
     flags.register_multi_flags_validator(
         ["valid_fraction", "test_fraction"],
         lambda given: min(given.values()) > 0 and sum(given.values()) < 1,
@@ -453,7 +453,7 @@ def main(_):
         refused["the corpus has its splits"] = ["valid_fraction", "test_fraction"]
     for reason, names in refused.items():
         if given := [f"--{name}" for name in names if FLAGS[name].present]:
-            raise InputError(f"{reason}: leave {' and '.join(given)} out")
+            raise InputError(f"{reason}: omit {' and '.join(given)}")
     tokenizer = tokenizer_of_flags()
     if input_text:
         corpus = own_text.from_file(input_text, FLAGS.valid_fraction, FLAGS.test_fraction)

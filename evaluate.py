@@ -159,15 +159,15 @@ def _architecture(report: dict) -> str:
 
 
 def _not_given(report: dict) -> str:
-    """Why a report lacks the figures of the raw text; empty if it has them."""
+    """The reason why a report lacks word perplexity and bits per byte; empty if it has them."""
     unknown = report["unknown_characters"]
     return f"not given: {unknown:,} characters are unknown to the tokenizer" if unknown else ""
 
 
 def read_evaluations(folders: list[Path]) -> list[dict]:
-    """The evaluations of some runs on the validation split, of the last evaluated step.
+    """The evaluations of some runs on the validation split, each at its last evaluated step.
 
-    `random` is added to each: whether the name of the run contains it.
+    Each gets an entry `random`: whether the name of its run contains that word.
 
     Raises:
       InputError: a run has no evaluation, or one has no bits per byte.
@@ -222,7 +222,7 @@ def main(_):
     FLAGS = flags.FLAGS
     for flag in ("split", "data_dir"):
         if FLAGS.text and FLAGS[flag].present:
-            raise InputError(f"--text and --{flag} exclude each other")
+            raise InputError(f"use --text or --{flag}, not both")
     text = FLAGS.text and Path(FLAGS.text)
     reports = []
     for folder in map(Path, FLAGS.run):

@@ -31,14 +31,14 @@ class PARTransformerXL(keras.Model):
       architecture: `search` or a layer type of `KINDS` for each block; all `search` is the
         SuperNet.
       d_model, num_heads, d_ffn, mem_len: see `Sizes`.
-      dropout_rate: dropout of each branch, before its residual.
+      dropout_rate: dropout of the output of each layer, before its residual connection.
       embedding_dropout: dropout of the embedded tokens.
       cutoffs, proj_factor, static_shapes: see `AdaptiveSoftmax`.
       tie_embeddings: share the rows of the embedding between input and output.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: draw a sample for each row of a batch instead of one for all.
-      trainable_tau: initial value of a trainable temperature; None for a given one.
-      tau: the temperature of calls that give none.
+      trainable_tau: initial value of a trainable temperature; None if it is not trained.
+      tau: the temperature used by calls that give none.
 
     Raises:
       ValueError: a layer type is unknown, or H does not divide D, or the cutoffs are not valid.
@@ -66,7 +66,7 @@ class PARTransformerXL(keras.Model):
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
             clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
-        # Shared rows start smaller: as output rows, they add to biases that hold the frequencies.
+        # Shared rows start smaller: as output weights, they add to biases, the log-frequencies.
         stddev = 0.005 if tie_embeddings else 0.02  # measured, docs/cutoffs.md
         self.embedding = ClusterTable(clusters, d_model, stddev, name="embedding")
         self.embedding.build([None, None])  # this shape, and those below, are for summary()
@@ -145,7 +145,7 @@ class PARTransformerXL(keras.Model):
         return self.embedding(tokens) * self.scale
 
     def hidden(self, x):
-        """The input of the softmax, float32 [B, T, D], given the last block's output [B, T, D].
+        """The hidden vectors, float32 [B, T, D], for the output of the last block [B, T, D].
 
         Separate output rows start at zero and, scaled by sqrt(D), learn as fast as the embeddings.
         Shared rows are scaled by D^0.25, the best of 1, D^0.25 and D^0.5 (docs/cutoffs.md).
@@ -157,7 +157,7 @@ class PARTransformerXL(keras.Model):
         """The scale of embeddings, sqrt(D).
 
         Adam moves each weight by about the learning rate. The output of a block sums D such moves,
-        an entry of an embedding is one: scaled by sqrt(D), embeddings learn as fast.
+        but an entry of an embedding makes only one. Scaled by sqrt(D), embeddings learn as fast.
         """
         return self.sizes.d_model**0.5
 
@@ -231,7 +231,7 @@ class Block(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.kind, self.place, self.dropout_rate = kind, place, dropout_rate
         self.branches, self.norms = {}, {}
-        with keras.name_scope(self.name):  # so that each weight of the network has its own path
+        with keras.name_scope(self.name):  # gives each weight of the network a unique path
             for name in KINDS if kind == SEARCH else [kind]:
                 self.branches[name] = KINDS[name](sizes, dtype=self.dtype_policy, name=name)
                 if KINDS[name].post_norm:
@@ -318,7 +318,7 @@ class LayerNorm(keras.layers.Layer):
 
         Args:
           x: [B, T, D].
-          weight: a scalar, which the D scales and offsets take at little cost; or [B, 1, 1].
+          weight: a scalar, folded cheaply into the D scales and offsets; or [B, 1, 1].
 
         Returns:
           [B, T, D].
@@ -332,7 +332,7 @@ class LayerNorm(keras.layers.Layer):
 
 
 def dropout_place(block: int, kind: str | None = None) -> int:
-    """The number of the dropout of a layer in a block. The embedding counts as a block after all.
+    """A unique number for the dropout of a layer in a block; the embedding is one more block.
 
     Only layers with a residual have dropout.
     """
@@ -345,7 +345,7 @@ def dropout(x, rate, draws, place):
 
     Args:
       x: float32, any shape.
-      rate: the share of elements that become zero.
+      rate: the fraction of elements set to zero.
       draws: the random numbers of a step, or None.
       place: unique for each use in the network: `dropout_place`.
     """

@@ -1,4 +1,4 @@
-"""Trains the SuperNet, or a network of fixed architecture, and writes logs/<model_name>.
+"""Trains a SuperNet or a fixed network, and writes logs/<model_name>.
 
     ./train.sh --model_name=short --epochs=3 --max_lr=1e-3 --warmup_steps=500
     ./train.sh --model_name=baseline --architecture=adadad
@@ -29,7 +29,7 @@ with cli.group("Network"):
     ARCHITECTURE = cli.define_path(
         "architecture", None,
         "search; a letter for each block of a fixed network, such as aaddid (attention, dense, "
-        "identity); random; or a finished run, logs/NAME, for the architecture that it found and "
+        "identity); random; or a finished run, logs/NAME, to use its architecture and "
         "its sizes (default: search, or that of --init_from)")
     NUM_LAYERS = flags.DEFINE_integer(
         "num_layers", len(Settings.architecture), "L, blocks of a search or a random network",
@@ -47,7 +47,7 @@ with cli.group("Run"):
     LOG_EVERY = flags.DEFINE_integer("log_every", 100, "steps per line of the log", lower_bound=1)
     SAVE_EVERY = flags.DEFINE_string(
         "save_every", "10m",
-        "steps between checkpoints, or minutes as in 10m; each epoch ends with one as well")
+        "steps between checkpoints, or minutes, as in 10m; each epoch also ends with one")
 
 with cli.group("Devices"):
     DISTRIBUTE = flags.DEFINE_enum(
@@ -59,7 +59,7 @@ with cli.group("Devices"):
         "compile the step with XLA; auto: on a GPU")
     STEPS_PER_EXECUTION = flags.DEFINE_integer(
         "steps_per_execution", 20,
-        "steps sent to the device together, with XLA as one program; changes results by rounding "
+        "steps sent to the device together, with XLA as one program; affects results by rounding "
         "only", lower_bound=1)
     MIXED_PRECISION = flags.DEFINE_boolean(
         "mixed_precision", False,
@@ -72,7 +72,7 @@ flags.register_validator("save_every", lambda text: re.fullmatch(r"0*[1-9]\d*m?"
                          "must be a number of steps, or of minutes as in 10m")
 cli.begin(__name__)
 
-with cli.quiet():  # TensorFlow prints when it is imported; --help does without it
+with cli.quiet():  # TensorFlow prints messages when imported; --help does not need it
     import data_utils
     from layers import KINDS, as_letters, from_letters, letters
     from support import devices
@@ -109,7 +109,7 @@ def main(_):
             "see different checkpoints: logs/ must be a folder that all of them share")
         if trainer.step > trainer.last_step:
             raise InputError(
-                f"{folder} is at step {trainer.step:,} already: --max_steps must not be less")
+                f"{folder} is already at step {trainer.step:,}: --max_steps must be at least that")
         recorder.describe(trainer.model, device, versions())
         report_caveats(trainer, recorder)
         valid = None
@@ -126,7 +126,7 @@ def main(_):
 
 
 def train_epoch(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[], None]):
-    """Trains to the end of the epoch or of the run, and writes a line every `--log_every` steps.
+    """Trains to the end of the epoch or run, and writes a line every `--log_every` steps.
 
     Signals are handled about once a second.
     """
@@ -186,7 +186,7 @@ def validate(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[], 
     recorder.evaluation(trainer.step, valid)
     try:
         recorder.text(trainer.step, *trainer.write_text())
-    finally:  # if the sample text fails, the epoch is saved all the same
+    finally:  # save the epoch even if the sample text fails
         recorder.save(trainer.step, last=trainer.step == trainer.last_step)
     return valid
 
@@ -224,7 +224,7 @@ def is_run(text: str | None) -> bool:
 
 
 def source_run() -> TrainedRun | None:
-    """The run whose sizes, and maybe weights, this one takes: itself, if it has begun."""
+    """The run that provides the sizes, and perhaps the weights; this run itself if it has begun."""
     folder = INIT_FROM.value or (ARCHITECTURE.value if is_run(ARCHITECTURE.value) else None)
     if folder is None:
         return None
@@ -232,7 +232,7 @@ def source_run() -> TrainedRun | None:
 
 
 def take_sizes():
-    """Gives the flags of sizes that are not on the command line the values of `source_run`."""
+    """Sets the size flags that were not given on the command line to those of `source_run`."""
     if source := source_run():
         for name in SIZES:
             if not flags.FLAGS[name].present:
@@ -260,7 +260,7 @@ def architecture() -> list[str]:
                          f"block ({', '.join(letters())}), or the folder of a run")
     if NUM_LAYERS.value not in (len(text), NUM_LAYERS.default):
         raise InputError(f"--num_layers={NUM_LAYERS.value} has no effect: "
-                         f"the architecture, {text}, has {len(text)} layers")
+                         f"the architecture, {text}, has {len(text)} blocks")
     return from_letters(text)
 
 
@@ -279,7 +279,7 @@ def next_multiple(step: int, interval: float) -> float:
 
 
 def report_caveats(trainer: Trainer, recorder: Recorder):
-    """Reports properties of data, layers and schedule that a reader of the results must know."""
+    """Reports properties of data, layers and schedule that matter for reading the results."""
     for split, entry in trainer.metadata["splits"].items():
         if unknown := entry["unknown_characters"]:
             recorder.say(f"{split}: word perplexity and bits per byte not given: "
@@ -290,12 +290,12 @@ def report_caveats(trainer: Trainer, recorder: Recorder):
     warmup_steps = trainer.settings.warmup_steps
     if warmup_steps >= trainer.total_steps:
         recorder.say(f"the warm-up of {warmup_steps:,} steps does not end within the "
-                     f"{trainer.total_steps:,} of the run: the learning rate never falls")
+                     f"{trainer.total_steps:,} steps of the run: the learning rate never falls")
 
 
 @contextlib.contextmanager
 def saved_when_interrupted(trainer: Trainer, recorder: Recorder) -> Iterator[Callable[[], None]]:
-    """Inside the block, signals wait until it calls the function that it gets; then it saves.
+    """Holds signals back inside the `with` block until it calls the yielded function, which saves.
 
     If one of several workers gets a signal, all of them stop.
     """

@@ -47,6 +47,6 @@ def from_letters(text: str) -> list[str]:
 def without_identity(architecture: str) -> str:
     """An architecture without its identities: aaiiad and aaaidi are the same network, aaad.
 
-    Unchanged if it is identity alone.
+    Unchanged if it consists only of identities.
     """
     return architecture.replace(Identity.letter, "") or architecture

@@ -9,7 +9,7 @@ import tensorflow as tf
 from layers.kind import Kind, Sizes
 from layers.ops import linear
 
-MASKED = -1e9  # added to a score that must not count
+MASKED = -1e9  # added to the scores of masked positions
 
 
 def score_bias(seq_len: int, mem_len: int, filled):
@@ -17,7 +17,8 @@ def score_bias(seq_len: int, mem_len: int, filled):
 
     Args:
       seq_len, mem_len: T, M.
-      filled: the number of memory positions, from the end, that hold tokens; the others are masked.
+      filled: the number of memory positions, counted from the end, that hold tokens; others are
+        masked.
 
     Returns:
       float32 [T, C].
@@ -38,7 +39,7 @@ def sinusoids(length: int, width: int) -> np.ndarray:
 def relative_shift(x):
     """Turns scores by distance into scores by key: out[..., i, j] = x[..., i, j + T - i].
 
-    Column c of `x` belongs to distance C - c; column 0 is padding. For j > M + i, beyond the last
+    Column c of `x` is distance C - c; column 0 is padding. For j > M + i, beyond the last
     column, the result is a neighbour's value, which the causal mask removes (Dai et al. 2019,
     appendix B).
 
@@ -88,7 +89,7 @@ class RelativeAttention(Kind):
         """The concatenated outputs of the heads, [B, T, D], and their weights, [H, B, T, C]."""
         B, T, D = x.shape
         H, C = self.sizes.num_heads, context.shape[1]
-        scale = (D // H) ** -0.5  # of the scores; applied to the weights, which are smaller
+        scale = (D // H) ** -0.5  # of the scores; applied to the weights, which have fewer elements
         u = tf.reshape(self.content_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         v = tf.reshape(self.position_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])  # [B, T, H, D/H]

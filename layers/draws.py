@@ -1,20 +1,20 @@
-"""Random numbers that depend on their key alone, so that runs resume exactly."""
+"""Random numbers that depend only on their key, so that runs resume exactly."""
 
 import math
 
 import tensorflow as tf
 
 PHILOX = 1  # TensorFlow's id of the algorithm
-PHILOX_HALVES = 8  # 16-bit numbers per count of Philox
+PHILOX_HALVES = 8  # 16-bit numbers per value of Philox's counter
 
 
 class Draws:
     """Random numbers keyed by (seed, step, place): the same key always gives the same numbers.
 
     Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the seed as key.
-    Step and place form the upper half of its counter; the numbers of one draw count in the lower
-    half. If a batch is split into shares, for replicas or one after another, each share draws its
-    part of the numbers of the whole batch.
+    Step and place form the upper half of its counter; the numbers within a draw count up in the
+    lower half. If a batch is split into shares, for replicas or one after another, each share draws
+    its part of the numbers for the whole batch.
 
     Args:
       seed: below 2^31.
@@ -39,7 +39,7 @@ class Draws:
         """A dropout mask: boolean, true with probability 1 - `rate`, to 16 bits.
 
         Every use in the network has its own `place`. Unless `PHILOX_HALVES` divides the number of
-        elements of a share, the shares draw other masks than the whole batch would.
+        elements of a share, the shares draw different masks from those of the whole batch.
         """
         size = math.prod(shape)
         counts = -(-size // PHILOX_HALVES)

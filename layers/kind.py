@@ -29,14 +29,14 @@ class Kind(keras.layers.Layer):
     """A layer type: a layer from [B, T, D] to [B, T, D] for a block.
 
     Attributes:
-      letter: stands for this layer type in the letters of an architecture.
+      letter: stands for this layer type in an architecture such as `aaddid`.
       post_norm: the block computes LayerNorm(x + Dropout(layer(x))) instead of layer(x).
       needs_memory: the layer depends on other positions and is called with (x, context, bias):
         `context` [B, C, D] is the memory followed by x; `bias` [T, C] is 0 if position i may see
         position j, and -1e9 if j comes later or holds no token. Without memory, the layer is called
-        with (x) and must treat each position by itself.
-      attends: it has a method `attend(x, context, bias)` that returns attention weights [H, B, T,
-        C] second, for pictures.
+        with (x) and must treat each position independently.
+      attends: it has a method `attend(x, context, bias)` whose second result is the attention
+        weights [H, B, T, C], for pictures.
     """
 
     letter: str

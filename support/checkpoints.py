@@ -59,7 +59,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if STEP.fullmatch(name))
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, in one line; None if it is intact."""
+        """A one-line description of the damage to a checkpoint; None if it is intact."""
         folder = self._folder / str(step)
         try:
             record = files.read_json(folder / HASHES, ["checkpoint", "run_id"])
@@ -74,7 +74,7 @@ class Checkpoints:
             return f"{error.filename}: {error.strerror}"
 
     def save(self, state: tf.train.Checkpoint, step: int):
-        """Writes a checkpoint, replaces an earlier one of the same step, removes the oldest.
+        """Writes a checkpoint, replaces an earlier one of the same step, and removes the oldest.
 
         Raises:
           OSError: it cannot be written; earlier checkpoints are unchanged.
@@ -147,9 +147,9 @@ class Checkpoints:
                     replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
-        """The steps to remove after that of `step` was written.
+        """The steps whose checkpoints to remove after that of `step` was written.
 
-        Later ones are damaged, or belong to a past that was lost.
+        Later ones are damaged, or date from steps that were lost.
         """
         steps = self.steps()
         last = steps.index(step) + 1

@@ -1,4 +1,4 @@
-"""How a command starts, and how it ends: on bad input in one line, never in a traceback."""
+"""Starts and ends a command: bad input produces one line, never a traceback."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def begin(name: str, define_flags: Callable[[], None] | None = None):
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     console.open_standard_output()
-    os.environ["MPLBACKEND"] = "agg"  # Colab names one that only its notebooks have
+    os.environ["MPLBACKEND"] = "agg"  # Colab sets a backend that works only in notebooks
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while libraries load
     if define_flags:
@@ -55,8 +55,8 @@ def begin(name: str, define_flags: Callable[[], None] | None = None):
 def run(main: Callable[[list[str]], None]):
     """Runs `main(argv)` with parsed flags, and exits.
 
-    Exit statuses: 1 and one line for bad input and failures from outside; 128 plus its number for
-    a signal. Any other error raises.
+    Exit status: 1, with one line, for bad input and external failures; 128 plus its number for
+    a signal. Any other error propagates.
     """
     def guarded(argv):
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:

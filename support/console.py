@@ -19,7 +19,7 @@ def open_standard_output():
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output that leads nowhere after its first error, so that the exit cannot fail."""
+    """Standard output that discards everything after its first error, so that exit cannot fail."""
 
     def write(self, text: str) -> int:
         with self._failing_once():
@@ -53,7 +53,7 @@ class Console(logging.Handler):
 
     def __init__(self):
         super().__init__(logging.INFO)
-        self._bar = ""  # on display
+        self._bar = ""  # the bar now shown
 
     def emit(self, record: logging.LogRecord):
         """Writes a line."""

@@ -66,7 +66,7 @@ def chunks(part: Part, size: int) -> Iterator[Part]:
 
 
 def spans(text: Text, size: int) -> Iterator[Text]:
-    """Cuts a text into texts of about `size` bytes: many small files, or a chunk of a large one."""
+    """Cuts a text into texts of about `size` bytes: small files, or a chunk of a large one."""
     parts, total = [], 0  # of the next span, and its bytes
     for part in text.parts:
         for chunk in chunks(part, size):
@@ -139,7 +139,7 @@ def _not_text(path: Path, position: int, fault: str) -> InputError:
 def next_break(path: Path, position: int) -> int:
     """The first place at or after a position where a file can be cut.
 
-    That is after a line end, or if lines are very long after a space or between characters.
+    That is after a line end or, if lines are very long, after a space or between characters.
     """
     if position in (0, path.stat().st_size):
         return position

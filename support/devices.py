@@ -22,7 +22,7 @@ def prepare(mixed_precision: bool) -> tuple[str, bool]:
     """Sets the precision of matrix products and lets GPU memory grow.
 
     Returns:
-      The name of the device, and whether it is a GPU, which compiling with XLA makes faster.
+      The name of the device, and whether it is a GPU, on which compiling with XLA is faster.
     """
     keras.config.set_dtype_policy(dtype_policy(mixed_precision))
     gpus = usable_gpus()
@@ -42,7 +42,7 @@ def dtype_policy(mixed_precision: bool) -> str:
 
 
 def has_bfloat16(gpus: list) -> bool:
-    """Whether all GPUs multiply in bfloat16, NVIDIA's from compute capability 8.0 (Ampere)."""
+    """Whether all GPUs support bfloat16: NVIDIA's do from compute capability 8.0 (Ampere) on."""
     details = map(tf.config.experimental.get_device_details, gpus)
     return all(each.get("compute_capability", (8, 0)) >= (8, 0) for each in details)
 
@@ -88,7 +88,7 @@ def strategy(distribute: str) -> tf.distribute.Strategy:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the run."""
+    """Whether this process writes the folder of the run."""
     return strategy.extended.should_checkpoint
 
 

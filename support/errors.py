@@ -1,4 +1,4 @@
-"""How an error becomes the one line that a command prints."""
+"""Turns errors into the one line that a command prints."""
 
 import os
 import re
@@ -15,7 +15,7 @@ FAILURES = {
 
 
 class InputError(ValueError):
-    """The user's input cannot work. The message is one line: the problem and its remedy."""
+    """Invalid user input. The message is one line: the problem and its remedy."""
 
 
 def line_of(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: writing them so that no event is lost, and reading curves."""
+"""Writes TensorBoard's event files without losing an event, and reads their curves."""
 
 import contextlib
 import time
@@ -16,8 +16,8 @@ class EventLog:
     """Writes the TensorBoard events of a folder. Events wait in memory while the disk is full.
 
     TensorFlow's own writer silently loses events when the disk is full. TensorBoard reads the files
-    in the order of their names. A file begins with the step from which it repeats what earlier
-    files hold, and TensorBoard drops that part of them.
+    in the order of their names. Each file begins with the step from which it continues; TensorBoard
+    drops the events of earlier files from that step on.
 
     Args:
       folder: where to write.

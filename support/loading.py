@@ -1,4 +1,4 @@
-"""Loads TensorFlow and tensorflow-text when first used, without their greetings."""
+"""Loads TensorFlow and tensorflow-text when first used, without their startup messages."""
 
 import contextlib
 import functools
@@ -11,14 +11,14 @@ from typing import Iterator
 from support.errors import InputError, reason
 from support.missing_packages import text_requirement
 
-# TensorFlow reads these at import. Below 3, it reports that it found no GPU.
+# TensorFlow reads these at import. At levels below 3, it reports that it found no GPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Keras 3 on TensorFlow, whatever the environment or ~/.keras/keras.json says; XLA only on request.
 os.environ |= {
     "KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "0",
     "TF_FUNCTION_JIT_COMPILE_DEFAULT": "0"}
 
-QUIET = threading.RLock()  # held while standard error leads nowhere
+QUIET = threading.RLock()  # held while standard error is discarded
 
 
 @contextlib.contextmanager

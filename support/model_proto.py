@@ -1,8 +1,8 @@
-"""The protocol buffer of a SentencePiece model, as far as this project uses it.
+"""The parts of the protocol buffer of a SentencePiece model that this project uses.
 
 The sentencepiece package contains the full description, but in a form that only one version of
-protobuf can load, often not TensorFlow's. The numbers are those of sentencepiece_model.proto. Other
-fields are preserved.
+protobuf can load, often not TensorFlow's. The field numbers are those of sentencepiece_model.proto.
+Other fields are preserved.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory

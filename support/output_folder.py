@@ -23,8 +23,8 @@ def hashes(folder: Path) -> dict[str, str]:
 def replaced(output_dir: Path) -> Iterator[Path]:
     """Yields a workspace next to `output_dir`; its folder `new` replaces `output_dir` at the end.
 
-    If an earlier build was killed, its files are removed. If it was killed after it had moved the
-    old output, that is moved back.
+    If an earlier build was killed, its files are removed. If it had already moved the
+    old output away, that is moved back first.
 
     Raises:
       InputError: another process is building `output_dir`.

@@ -25,7 +25,7 @@ def from_file(path: Path, valid_fraction: float = HELD_OUT,
     if not path.exists():
         raise InputError(f"{path} is missing")
     if not path.is_file():
-        raise InputError(f"{path} is not a regular file: save the text as one first")
+        raise InputError(f"{path} is not a regular file: save the text in a file first")
     if not path.stat().st_size:
         raise InputError(f"{path} is empty")
     return _split(printable(path.stem), [path], valid_fraction, test_fraction)
@@ -115,7 +115,7 @@ def _left_out(others: list[str]) -> str:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name is that of a text: not hidden, not Word's lock file, not output of ours."""
+    """Whether a file name is that of a text: not hidden, Word's lock file or our own output."""
     return (name.lower().endswith(".txt") and not name.startswith((".", "~$"))
             and name != "unigram_counts.txt")
 
@@ -162,7 +162,7 @@ def _refuse(error: OSError):
 
 
 def _natural_order(path: str) -> list:
-    """A sort key by which chapter2 comes before chapter10."""
+    """A sort key that puts chapter2 before chapter10."""
     key = []
     for name in path.split("/"):
         parts = re.split("([0-9]+)", name)

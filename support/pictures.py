@@ -94,7 +94,7 @@ STAR = {"color": "black", "marker": "*", "s": 80, "zorder": 3}
 
 
 def front(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The Pareto front of P networks, given costs and losses [P]: their numbers, by rising cost."""
+    """The indices of the Pareto front of costs and losses [P], by increasing cost."""
     chosen, least = [], np.inf
     for number in np.lexsort([losses, costs]):
         if losses[number] < least:
@@ -110,7 +110,7 @@ def trade_off_figure(names: Sequence[str], groups: dict[str, tuple[np.ndarray, d
     A network far worse than most is a triangle at the upper edge, labelled with its loss.
 
     Args:
-      names: of P networks; the empty ones are not written.
+      names: of P networks; empty names are not drawn.
       groups: {label: (which networks, boolean [P]; their style)}; each network is in one group.
       losses: of the networks, [P].
       costs: {axis label: costs of the networks, [P]}.

@@ -46,7 +46,7 @@ PUBLISHED = {
          "valid.txt": "c326ac59dc587676d58c422eb8a03e119582f92b",
          "test.txt": "8a5befc548865cec54ed4273cf87dbbad60d1e47"},
         ["https://wikitext.smerity.com/wikitext-103-v1.zip#wikitext-103/wiki.{split}.tokens"]),
-    # Mahoney 2006, Large Text Compression Benchmark: 10^8 bytes of Wikipedia, and a clean version
+    # Mahoney 2006, Large Text Compression Benchmark: 10^8 bytes of Wikipedia, and a cleaned version
     # of such a text with only the letters a to z. Usual splits: 90, 5 and 5 million bytes.
     "enwik8": Published(
         {"enwik8": "57b8363b814821dc9d47aa4d41f58733519076b2"},
@@ -71,8 +71,8 @@ def get(name: str, folder: Path) -> Corpus:
             missing.append(file)
         elif files.digest(files.blocks(folder / file), "sha1") != sha1:
             raise InputError(
-                f"{folder / file} is not {name} as published: delete it to download it again, "
-                "or use it as your own text with --input_dir or --input_text")
+                f"{folder / file} differs from the published {name}: delete it to download it "
+                "again, or use it as your own text with --input_dir or --input_text")
     for file, content in _download(name, missing):
         files.write_whole(folder / file, content)
     if not corpus.cuts:
@@ -104,7 +104,7 @@ def _download(name: str, missing: list[str]) -> Iterator[tuple[str, bytes]]:
                     content = zipfile.ZipFile(io.BytesIO(content)).read(member)
                 if hashlib.sha1(content).hexdigest() != corpus.sha1[file]:
                     raise InputError("not the published file")
-            except Exception as error:  # http.client and zipfile document no list of theirs
+            except Exception as error:  # http.client and zipfile do not document what they raise
                 reasons.append(f"{url}: {reason(error) or type(error).__name__}")
                 break
             missing.remove(file)

@@ -1,6 +1,7 @@
 """pydocs: a corpus of the documentation of Python, numpy, keras and tensorflow.
 
-Every machine that runs this project has it. It is about as large as WikiText-2.
+Every machine that runs this project has this documentation. The corpus is about as large as
+WikiText-2.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Work that SIGINT, SIGTERM and SIGHUP must not break."""
+"""Protects work from interruption by SIGINT, SIGTERM and SIGHUP."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from typing import Iterator
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the program to stop: Ctrl-C, a cluster's SIGTERM or a closed terminal."""
+    """A signal asked the program to stop: Ctrl-C, a cluster's SIGTERM or a closed terminal."""
 
     def __init__(self, number: int):
         self.number = number

@@ -25,8 +25,8 @@ PAD, BOS, EOS, UNK = range(4)
 MODEL_TYPES = ("unigram", "bpe", "char", "word")  # SentencePiece's names
 NORMALIZATIONS = ("nfkc_cf", "nfkc", "identity")
 RESERVED = UNK + 1 + 256  # ids: special pieces and bytes
-SAMPLE_BYTES = 24 << 20  # of text, about, to train a tokenizer on
-SENTENCE_BYTES = 16 << 10  # the sample consists of runs of about this size
+SAMPLE_BYTES = 24 << 20  # approximate size of the text to train a tokenizer on
+SENTENCE_BYTES = 16 << 10  # the sample consists of passages of about this size
 # A hyphen, separators within a number, a rare word: one piece each if the text contains them.
 WIKITEXT_WORDS = ("@-@", "@,@", "@.@", "<unk>")
 SPACE = "▁"  # SentencePiece's sign for a space
@@ -65,7 +65,7 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """How to train a tokenizer, under SentencePiece's names."""
+    """How to train a tokenizer, with SentencePiece's names for the settings."""
 
     # unigram (Kudo 2018, arXiv 1804.10959), bpe (Sennrich et al. 2016, arXiv 1508.07909), char or
     # word
@@ -86,7 +86,7 @@ def train_tokenizer(text: Text, settings: TokenizerSettings) -> bytes:
       The content of the model file. It depends only on text and settings.
 
     Raises:
-      InputError: the text is empty, or too short or too rich for the vocabulary size.
+      InputError: the text is empty, or the vocabulary size is too large or too small for it.
     """
     keep_white_space = settings.model_type == "char"
     cuts_words = settings.model_type in ("unigram", "bpe")
@@ -138,7 +138,7 @@ def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) ->
 
 
 def _training_fault(error: str, name: str, settings: TokenizerSettings) -> str:
-    """SentencePiece's error as one line about our flags."""
+    """SentencePiece's error as one line in terms of our flags."""
     size = f"--vocab_size={settings.vocab_size}"
     if most := re.search(r"set it to a value <= (\d+)", error):
         return f"{size} is too large for {name}: at most {most[1]} pieces"
@@ -150,7 +150,7 @@ def _training_fault(error: str, name: str, settings: TokenizerSettings) -> str:
 
 
 def ids_by_count(counts: np.ndarray) -> np.ndarray:
-    """The new id of each id, [V]: special ids unchanged, then by falling count.
+    """The new id of each id, [V]: special ids unchanged, the others in order of decreasing count.
 
     The adaptive softmax expects this order.
     """
@@ -242,8 +242,8 @@ class Tokenizer:
 
         Args:
           ids: any number of them.
-          within_line: whether the ids continue a line. At its beginning the tokenizer's own space
-            is removed.
+          within_line: whether the ids continue a line. At the start of a line, the tokenizer's own
+            space is removed.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         at_start = not within_line
@@ -277,7 +277,7 @@ class Tokenizer:
         return tf.strings.regex_replace(text, SPACE, " ")
 
     def shown(self, prompt):
-        """A prompt without spaces at its end: the next piece brings its own."""
+        """A prompt without trailing white space: the next piece brings its own space."""
         if self.keeps_white_space:
             return prompt
         unseen = "" if self._normalization == "identity" else f"|{INVISIBLE}"

@@ -28,6 +28,7 @@ import warm
 from conftest import PROJECT, write_corpus
 
 import data_utils
+from support.events import read_events
 
 DATA_FLAGS = ["--input_dir=corpus", *tiny.as_flags(**tiny.DATA)]
 OF_A_RUN = dict(data_dir="data", model_name="run", num_layers=1, dropout_rate=0.2, save_every=40)
@@ -74,8 +75,7 @@ def events_of(folder: Path) -> tuple[dict, dict]:
     """
     scalars, others = {}, {}
     for path in sorted(folder.glob("events*")):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            event = tf.compat.v1.Event.FromString(record)
+        for event in read_events(path):
             if event.HasField("session_log"):  # TensorBoard drops what a resumed run repeats
                 scalars = {tag: {step: value for step, value in by_step.items()
                                  if step < event.step} for tag, by_step in scalars.items()}

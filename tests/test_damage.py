@@ -32,7 +32,7 @@ def test_a_loss_that_overflows_stops_the_run_at_its_step(run_train, monkeypatch)
 
     monkeypatch.setattr(step_module, "window_nll", overflowing)
     message = (r"the loss of step 11 is not finite "
-               r"\(all weights are, those of \S+ are the largest\): .*last checkpoint")
+               r"\(all weights are finite; those of \S+ are the largest\): .*last checkpoint")
     with pytest.raises(FloatingPointError, match=message):
         run_train(max_steps=90, fresh=True)
     assert state_of(folder) == before
@@ -142,15 +142,15 @@ def test_a_damaged_best_network_is_told_and_replaced(run_train, capsys):
     folder = run_train(max_steps=10)
     path = next((folder / "best" / "10").glob("state.data*"))
     path.write_bytes(path.read_bytes()[:-9])
-    message = "state.data.* is damaged; whole checkpoints: latest, 10"
+    message = "state.data.* is damaged; intact checkpoints: latest, 10"
     with pytest.raises(InputError, match=message):
         TrainedRun(folder).network()
     run_train(max_steps=20)
-    assert "is damaged: the best network from now on is kept" in capsys.readouterr().out
+    assert "is damaged: keeping the best network from now on" in capsys.readouterr().out
     assert TrainedRun(folder).network()[1] == 20
     shutil.rmtree(folder / "best")
     run_train(max_steps=21)
-    assert "best is gone: the best network from now on is kept" in capsys.readouterr().out
+    assert "best is gone: keeping the best network from now on" in capsys.readouterr().out
     assert TrainedRun(folder).network()[1] == 21
 
 

@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_alone(
     run_train(**SETTINGS)
     log = (folder / "training_log.log").read_text()
     for step in (176, 210):
-        told = f"{UNWRITABLE}.*: not saved at step {step}, the next save tries again\n"
+        told = f"{UNWRITABLE}.*: not saved at step {step}; the next save will try again\n"
         assert re.search(told, log)
     assert saved[:6] == [("checkpoints", step) for step in (44, 88, 132)] + [
         ("best", 210), ("checkpoints", 220), ("best", 230)]

@@ -242,11 +242,8 @@ def test_workers_with_different_checkpoints_are_refused(data_dir, tmp_path):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(run_train):
-    with pytest.raises(
-        InputError,
-        match=r"4 rows, the --batch_size of the data, cannot be divided among 1 device\(s\), "
-        r"in --accumulate=3 part\(s\) each",
-    ):
+    message = r"cannot be divided evenly among 1 device\(s\), in --accumulate=3 part\(s\) each"
+    with pytest.raises(InputError, match=message):
         run_train(accumulate=3)
 
 

@@ -174,7 +174,7 @@ def test_mistakes_are_refused(run, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         evaluate_run(run, text=tmp_path / "missing.txt")
     monkeypatch.setattr(data_utils, "tokenizer_sha256", lambda metadata: "other")
-    with pytest.raises(InputError, match="another tokenizer"):
+    with pytest.raises(InputError, match="a different tokenizer"):
         evaluate_run(run)
 
 
@@ -218,7 +218,7 @@ def test_single_layers_of_a_search_are_scored_with_its_weights(
 @pytest.mark.parametrize("given, message", [
     (["--run=logs"], "logs/config.json is missing"),
     ([], "--run is missing"),
-    (["--run=logs", "--text=x.txt", "--split=test"], "--text and --split exclude each other")])
+    (["--run=logs", "--text=x.txt", "--split=test"], "use --text or --split, not both")])
 def test_mistakes_end_in_one_line(given, message):
     assert one_line(run_command(evaluate, *given)).endswith(f"{message}\n")
 

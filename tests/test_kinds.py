@@ -89,6 +89,6 @@ def test_two_kinds_do_not_share_a_letter(letter, other, monkeypatch):
 
 
 def test_a_search_among_other_kinds_is_not_mistaken_for_one_among_these(search_run):
-    message = "has searched among attention, dense, identity, and layers.KINDS has .*, convolution"
+    message = "searched among attention, dense, identity, but layers.KINDS has .*, convolution"
     with pytest.raises(InputError, match=message):
         TrainedRun(search_run).network()

@@ -128,7 +128,7 @@ def test_a_run_stopped_in_an_epoch_may_end_there_but_not_before(run_train, tmp_p
     saved = Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps()
     step = saved[-1]  # a fast machine has ended an epoch before
     assert not (tmp_path / "logs" / "supernet" / "results.json").exists()
-    refusal = f"logs/supernet is at step {step} already: --max_steps must not be less"
+    refusal = f"logs/supernet is already at step {step}: --max_steps must be at least that"
     with pytest.raises(InputError, match=refusal):
         run_train(log_every=1000, max_steps=1)
     folder = run_train(log_every=1000, max_steps=step)

@@ -30,8 +30,8 @@ class ChoiceScorer:
     """Scores all subnetworks at once. Those with the same first blocks share their computation.
 
     The outputs of P subnetworks of the blocks so far lie in the batch, [P B, T, D], and the next
-    block turns them into K P. So the first block runs once and the last one for N / K subnetworks,
-    where N separate networks would run each block N times.
+    block turns them into K P. So the first block runs once and the last for N / K subnetworks,
+    whereas N separate networks would run each block N times.
 
     Args:
       model: a search.

@@ -13,7 +13,7 @@ def flops(model: PARTransformerXL, B: int, T: int, probability: np.ndarray) -> f
     """FLOPs of one window [B, T].
 
     Args:
-      probability: of each id as a target, [V]: a tail is computed for its own tokens.
+      probability: of each id as a target, [V], because a tail is computed only for its own tokens.
     """
     layers = [layer for block in model.blocks for layer in block.branches.values()]
     blocks = 2 * sum(layer.multiply_adds(B, T) for layer in layers)

@@ -56,8 +56,8 @@ class LanguageModel:
           text: of any length.
 
         Returns:
-          The text of each token, N; and float32 [N], in nats. The first token is not predicted: its
-          value is NaN.
+          The text of each token, N; and its log-probability, float32 [N], in nats. The first token
+          is not predicted: its value is NaN.
 
         Raises:
           TypeError: the text is not a string.
@@ -110,7 +110,7 @@ class LanguageModel:
 
         Returns:
           Weights [A, H, N, M + N], for the blocks that attend; along the last axis, the memory
-          before the text, which is empty, and the text. And the text of each token, N.
+          before the text, which is empty, and then the text; and the text of each token, N.
         """
         ids, _ = self.encode(text)
         M, T, N = self.model.sizes.mem_len, self._seq_len, len(ids)
@@ -138,7 +138,7 @@ class LanguageModel:
         return self.tokenizer.tokenize(text, self._add_eos)[0]
 
     def token_nll(self, ids, tau=None):
-        """The negative log-likelihood of each token but the first, given all tokens before it.
+        """The negative log-likelihood of each token except the first, given all tokens before it.
 
         Args:
           ids: int32 [N].

@@ -1,4 +1,4 @@
-"""The time that each layer type takes on this machine, for searches that penalize latency.
+"""The time of each layer type on this machine, for `--latency_weight` and choose.py.
 
 B batch, T sequence length, M memory length, C = M + T context, D model width, K layer types.
 """

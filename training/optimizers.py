@@ -31,7 +31,7 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
     """An optimizer of `variables`, named `name`; `learning_rate` takes no arguments.
 
     Weight decay is decoupled from the gradient (Loshchilov & Hutter 2017, "Decoupled weight decay
-    regularization") and applies to matrices alone, neither to biases and gains nor to the
+    regularization") and applies only to matrices, not to biases, gains or the
     architecture.
 
     Raises:
@@ -90,7 +90,7 @@ def tau_schedule(tau_start: float, tau_end: float, total_steps: int) -> Callable
 def trains_architecture(step: int, first_step: int, share: float) -> bool:
     """Whether a step of an alternating search trains the architecture.
 
-    From `first_step` on, `share` of them do, evenly spread.
+    From `first_step` on, a fraction `share` of the steps does, evenly spaced.
     """
     count = step - first_step
     return count >= 0 and math.floor((count + 1) * share) > math.floor(count * share)

@@ -39,7 +39,7 @@ class Recorder:
 
     Args:
       folder: the folder of the run.
-      config: what the run is, by `configuration`.
+      config: the result of `configuration`.
       data_dir: where the tokenizer is; the folder gets a copy.
       state: the content of a checkpoint; `weights`, `tau`, `best_loss` and `evaluated` are used.
 
@@ -47,7 +47,7 @@ class Recorder:
       resumed: the step of the restored checkpoint; None for a new run.
 
     Raises:
-      InputError: the folder holds a run of another configuration, or one that another process is
+      InputError: the folder holds a run with another configuration, or one that another process is
         training, or no checkpoint can be restored.
     """
 
@@ -84,11 +84,11 @@ class Recorder:
         if not steps and np.isfinite(self._state.best_loss.numpy()):
             damages = [f"{self.folder / 'best'} is gone"]
         for damage in damages:
-            self.say(f"{damage}: the best network from now on is kept")
+            self.say(f"{damage}: keeping the best network from now on")
             self._state.best_loss.assign(np.inf)
 
     def describe(self, model, device: str, versions: dict):
-        """Reports what is trained, with what; for a new run also to TensorBoard."""
+        """Reports the configuration, network and versions; for a new run, also to TensorBoard."""
         config = self._config
         self.note("flags " + json.dumps(config["flags"]))
         self.note("versions " + json.dumps(versions))
@@ -174,7 +174,7 @@ class Recorder:
         except OSError as error:
             if last:
                 raise
-            self.say(f"{error}: not saved at step {step:,}, the next save tries again")
+            self.say(f"{error}: not saved at step {step:,}; the next save will try again")
 
     def finish(self, results: dict):
         """Writes results.json and reports its content. Infinite metrics are null in JSON."""
@@ -193,8 +193,8 @@ class Recorder:
                  for letter, largest in zip(results["architecture"], pi)]
         self.say(f"architecture {results['architecture']} (most likely, pi): {', '.join(kinds)}")
         if undecided := sum(largest < 0.5 for largest in pi):
-            self.say(f"the search has not decided: no layer type reaches pi 0.5 in {undecided} of "
-                     f"{len(pi)} blocks")
+            self.say(f"the search is undecided: no layer type reaches a pi of 0.5 in "
+                     f"{undecided} of {len(pi)} blocks")
         self.say(f"results in {path}")
         self._file.write_waiting()
 
@@ -207,7 +207,7 @@ class Recorder:
 
 
 class NullRecorder:
-    """Stands for a `Recorder` on workers other than the chief: it restores and records nothing.
+    """Stands in for a `Recorder` on workers other than the chief: restores, but records nothing.
 
     Args: see `Recorder`; `config` and `data_dir` are not used.
 
@@ -234,7 +234,7 @@ def entropy(pi: np.ndarray) -> np.ndarray:
 
 
 def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
-    """What identifies a run: the content of its config.json.
+    """The configuration that identifies a run, stored in its config.json.
 
     Args:
       flags: the value of each flag of train.py.
@@ -283,7 +283,7 @@ def _checked_same(folder: Path, now: dict) -> dict:
     """The configuration of the run in a folder.
 
     Raises:
-      InputError: it differs from the configuration now.
+      InputError: it differs from the present configuration.
     """
     before = read_config(folder)
     differences = []

@@ -1,4 +1,4 @@
-"""Flags of the commands that use a trained run. TensorFlow is not loaded yet when they are read."""
+"""Flags of the commands that use a run. They are read before TensorFlow is loaded."""
 
 from absl import flags
 

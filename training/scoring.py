@@ -53,7 +53,7 @@ class Score:
     Attributes:
       nll: the summed negative log-likelihood, in nats.
       targets: the number of tokens predicted.
-      seconds: of each window; the mean for windows of one execution.
+      seconds: the time of each window; windows of one execution share their mean.
     """
 
     nll: float = 0.0
@@ -62,7 +62,7 @@ class Score:
 
 
 class Evaluator:
-    """Scores every token of a text but the first, without noise.
+    """Scores every token of a text except the first, without noise.
 
     The result depends neither on the batch size nor on the number of replicas: each row first reads
     the text before it, as far back as the memory reaches.
@@ -149,10 +149,10 @@ class Evaluator:
 def metrics(loss: float, text: dict) -> dict:
     """Loss, perplexity, word perplexity and bits per byte.
 
-    Word perplexity and bits per byte divide the negative log-likelihood of all tokens but the first
-    by the words and bytes of the raw text, so they do not depend on the tokenizer. Word perplexity
-    may be infinite in languages without spaces. If characters are unknown to the tokenizer, both
-    are None: omitting text must not improve a score.
+    Word perplexity and bits per byte divide the negative log-likelihood of all tokens except the
+    first by the words and bytes of the raw text, so they do not depend on the tokenizer. Word
+    perplexity may be infinite in languages without spaces. If characters are unknown to the
+    tokenizer, both are None: omitting text must not improve a score.
 
     Args:
       loss: in nats per token.

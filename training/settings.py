@@ -1,4 +1,4 @@
-"""The settings of a training. Every setting is a flag of train.py."""
+"""Training settings. Every setting is a flag of train.py."""
 
 import dataclasses
 import math
@@ -36,13 +36,13 @@ class Settings:
     d_ffn: int = setting("Network", 1024, "inner width of the dense layer", lower_bound=1)
     mem_len: int = setting("Network", 16, "M, memory length in tokens", lower_bound=0)
     cutoffs: Sequence[int] = setting(
-        "Network", (250, 2500), "the first id of each tail of the adaptive softmax, without the "
-        "vocabulary size; empty for a plain softmax")
+        "Network", (250, 2500), "the first id of each tail of the adaptive softmax, not including "
+        "the vocabulary size; empty for a plain softmax")
     proj_factor: int = setting("Network", 4, "tail i is D / proj_factor^i wide", lower_bound=1)
     tie_embeddings: bool = setting(
         "Network", False, "share the rows of the embedding between input and output")
     dropout_rate: float = setting(
-        "Network", 0.1, "dropout of each branch, before its residual", lower_bound=0,
+        "Network", 0.1, "dropout of each layer's output, before its residual", lower_bound=0,
         upper_bound=0.99)
     embedding_dropout: float = setting(
         "Network", 0.0, "dropout of the embedded tokens, as in Transformer-XL", lower_bound=0,
@@ -52,8 +52,8 @@ class Settings:
         "Search", "joint", "train weights and architecture in every step (joint) or in turn, "
         "after a warm-up of the weights alone (alternating)", enum_values=["joint", "alternating"])
     arch_share: float = setting(
-        "Search", 0.2, "share of the steps of an alternating search that train the architecture, "
-        "between 0 and 1")
+        "Search", 0.2, "share of the steps after the warm-up of an alternating search that train "
+        "the architecture, between 0 and 1")
     arch_lr_factor: float = setting(
         "Search", 1.0, "learning rate of the architecture relative to that of the weights",
         lower_bound=0)
@@ -68,8 +68,8 @@ class Settings:
     gumbel_per_row: bool = setting(
         "Search", False, "sample an architecture for each row of a batch instead of one for all")
     latency_weight: float = setting(
-        "Search", 0.0, "nats of loss per millisecond that the sampled layers take for a window",
-        lower_bound=0)
+        "Search", 0.0, "nats added to the loss per millisecond that the sampled layers take for a "
+        "window", lower_bound=0)
 
     epochs: float = setting(
         "Schedule", 20, "passes over the training split, such as 3 or 0.5", lower_bound=1e-3,
@@ -127,7 +127,7 @@ SIZES = ("d_model", "num_heads", "d_ffn", "mem_len", "cutoffs", "proj_factor", "
 
 
 def _unmet(field: dataclasses.Field, value: Any) -> str | None:
-    """What a setting must be, in a few words, if `value` is not allowed."""
+    """The requirement that `value` does not meet, in a few words; None if it is allowed."""
     kind, bounds = field.type, field.metadata["bounds"]
     if value is None and kind in (int | None, float | None):
         return None
@@ -174,7 +174,7 @@ def _define_flag(field: dataclasses.Field):
 def settings_of(values: dict, architecture: Sequence[str]) -> Settings:
     """The settings given by the values of flags, and the layer type of each block.
 
-    Flags that `values` lacks have their defaults: an older version had no such flag.
+    Flags missing from `values` get their defaults: older versions did not have them.
     """
     names = [field.name for field in dataclasses.fields(Settings) if field.metadata]
     own = {name: values[name] for name in names if name in values}

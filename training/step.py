@@ -16,9 +16,9 @@ from training.settings import Settings
 class TrainingStep:
     """Trains the variables of `groups` and advances `state`.
 
-    Each of the R replicas computes its own rows of a batch, in as many parts, one after another, as
-    `settings.accumulate` says. Noise, loss and gradients are those of the whole batch, whatever the
-    number of shares P.
+    Each of the R replicas computes its own rows of a batch, in `settings.accumulate` parts, one
+    after another. Noise, loss and gradients are those of the whole batch, whatever the number of
+    shares P.
 
     On one device, with `jit_compile`, W steps are one program. XLA does not compile communication
     between replicas: with several, each replica compiles the loss and the gradients of a step.
@@ -29,7 +29,7 @@ class TrainingStep:
       groups: optimizer and variables of each group of parameters, by name.
       state: the state of the training; `step`, `latency` and the totals are used.
       tau_at: the temperature by step.
-      steps_per_epoch: after which the memory starts empty.
+      steps_per_epoch: the number of steps after which the memory is emptied.
       strategy: the replicas.
       jit_compile: compile with XLA.
 
@@ -106,7 +106,7 @@ class TrainingStep:
                 milliseconds = self.latency(tau, draws, window.shape[0])
                 loss += self._settings.latency_weight * milliseconds / self.shares
         gradients = tape.gradient(loss, [self._groups[name][1] for name in names])
-        # Dense, so that Adam squares the sum of the gradients of an id that occurs twice.
+        # Dense: if an id occurs twice, Adam must square the sum of its gradients.
         return nll, memory, tf.nest.map_structure(tf.convert_to_tensor, gradients)
 
     def update(self, gradients, names):
@@ -160,7 +160,7 @@ def num_targets(window):
 
 
 class Totals(tf.Module):
-    """Sums over the training steps since some moment.
+    """Sums over the training steps since the last `reset`.
 
     Attributes:
       nll: the negative log-likelihood, in nats.

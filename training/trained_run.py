@@ -22,7 +22,7 @@ CONFIG = ("flags", "data", "layers", "run_id")  # what config.json holds
 
 
 class TrainedRun:
-    """A run that has trained, or is training.
+    """A run, finished or still training.
 
         language_model = TrainedRun("logs/supernet").language_model
         tokens, log_prob = language_model.log_prob("The king was dead.")
@@ -57,10 +57,10 @@ class TrainedRun:
         architecture = self.flags["architecture"]
         if unknown := set(architecture) - set(letters()):
             raise InputError(f"{self.folder} has layers of type '{min(unknown)}', "
-                             f"and layers.KINDS has {', '.join(KINDS)}")
+                             f"but layers.KINDS has only {', '.join(KINDS)}")
         if SEARCH in from_letters(architecture) and self._kinds != list(KINDS):
-            raise InputError(f"{self.folder} has searched among {', '.join(self._kinds)}, "
-                             f"and layers.KINDS has {', '.join(KINDS)}")
+            raise InputError(f"{self.folder} searched among {', '.join(self._kinds)}, "
+                             f"but layers.KINDS has {', '.join(KINDS)}")
         return settings_of(self.flags, from_letters(architecture))
 
     @property
@@ -88,8 +88,8 @@ class TrainedRun:
         data_dir = Path(data_dir or self.flags["data_dir"])
         metadata = data_utils.read_metadata(data_dir)
         if data_utils.tokenizer_sha256(metadata) != self.data["tokenizer_sha256"]:
-            raise InputError(f"{data_dir} was made with another tokenizer than {self.folder}: "
-                             "--data_dir says where the data are")
+            raise InputError(f"{data_dir} was made with a different tokenizer from that of "
+                             f"{self.folder}: choose the right data with --data_dir")
         return data_dir, metadata
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class TrainedRun:
             model, self.tokenizer, self.data["add_eos"], self.data["seq_len"], jit_compile)
 
     def search(self) -> tuple[PARTransformerXL, int]:
-        """`network`, of a search.
+        """The network of a search, as from `network`.
 
         Raises:
           InputError: see `network`; or the architecture of the run is fixed.
@@ -136,7 +136,7 @@ class TrainedRun:
 
         Args:
           architecture: None for the network as trained; a letter for each block for a subnetwork of
-            a search, with its weights; `found` for the found architecture.
+            a search, with its weights; `found` for the most likely layers at this checkpoint.
           **changes: arguments of the network that differ from training, such as `mem_len`.
 
         Returns:
@@ -161,11 +161,11 @@ class TrainedRun:
         if self.checkpoint not in there:
             names = ", ".join(there) or "none yet"
             raise InputError(
-                f"{self.folder} has no checkpoint '{self.checkpoint}': there is {names}")
+                f"{self.folder} has no checkpoint '{self.checkpoint}': it has {names}")
         checkpoints, step = there[self.checkpoint]
         if damage := checkpoints.damage(step):
             whole = [name for name, (owner, step) in there.items() if not owner.damage(step)]
-            raise InputError(f"{damage}; whole checkpoints: {', '.join(whole) or 'none'}")
+            raise InputError(f"{damage}; intact checkpoints: {', '.join(whole) or 'none'}")
         arguments = self.settings.network_arguments(self.data["vocab_size"]) | changes
         policy = devices.dtype_policy(self.flags["mixed_precision"])
         model = PARTransformerXL(**arguments, dtype=policy)

@@ -1,4 +1,4 @@
-"""A network in training, from one step to the next.
+"""Trains and evaluates a network.
 
 B batch, T sequence length, M memory length, A blocks that need memory, D model width, K layer
 types, W windows of one execution.
@@ -57,8 +57,8 @@ def build_network(settings: Settings, vocab_size: int, static_shapes: bool) -> P
 class Trainer:
     """Trains and evaluates a network on the data of a folder.
 
-    Schedules, noise, windows, the fill of the memory and which parameters learn depend on the
-    number `state.step` alone. A run can therefore resume at any step exactly.
+    Schedules, noise, windows, the fill of the memory and the choice of the parameters to train
+    depend only on `state.step`. A run can therefore resume exactly, at any step.
 
     Args:
       data_dir: the output of make_data.sh.
@@ -66,14 +66,14 @@ class Trainer:
       settings: what to train, and how.
       jit_compile: compile with XLA.
       strategy: the replicas; None for one device.
-      steps_per_execution: W, the most steps that are sent to the device together; changes results
-        by rounding only.
+      steps_per_execution: W, the maximum number of steps sent to the device together; affects
+        results by rounding only.
 
     Attributes:
       model: the network.
       state: the content of a checkpoint.
       steps_per_epoch, total_steps: of the data, and of the whole schedule.
-      last_step: where the training ends; `settings.max_steps` may end it early.
+      last_step: the step at which training ends; `settings.max_steps` may make it earlier.
 
     Raises:
       InputError: settings contradict each other or the data.
@@ -115,12 +115,12 @@ class Trainer:
         replicas, warmup_steps = self._strategy.num_replicas_in_sync, self.settings.warmup_steps
         if rows % (replicas * parts):
             raise InputError(
-                f"{rows} rows, the --batch_size of the data, cannot be divided among "
+                f"{rows} rows, the --batch_size of the data, cannot be divided evenly among "
                 f"{replicas} device(s), in --accumulate={parts} part(s) each")
         if self.settings.search == "alternating" and warmup_steps >= self.total_steps:
             raise InputError(
                 f"--warmup_steps={warmup_steps} leaves none of the {self.total_steps:,} steps to "
-                "train the architecture in")
+                "train the architecture")
 
     def _initial_network(self) -> PARTransformerXL:
         """The network before the first step; it predicts unigram frequencies."""
@@ -152,7 +152,7 @@ class Trainer:
 
     @property
     def epoch_end(self) -> int:
-        """The last step of the current epoch, which is not evaluated yet; or of the run."""
+        """The last step of the first epoch that has not been evaluated yet, or of the run."""
         epochs = int(self.state.evaluated) // self.steps_per_epoch + 1
         return min(epochs * self.steps_per_epoch, self.last_step)
 
@@ -222,7 +222,7 @@ class Trainer:
         return ("architecture",) if turn else ("weights",)
 
     def _steps_alike(self, step: int, end: int) -> int:
-        """The number of steps from `step` on that one execution trains.
+        """The number of steps, starting at `step`, to run in one execution.
 
         They lie before `end`, in one epoch, and train the same groups of parameters.
         """
@@ -354,11 +354,11 @@ def _magnitudes(variables: dict) -> dict:
 
 def _not_finite(what: str, sizes: dict) -> FloatingPointError:
     """An error that names the variable at fault, given the magnitude of each variable."""
-    where = f"all weights are, those of {max(sizes, key=sizes.get)} are the largest"
+    where = f"all weights are finite; those of {max(sizes, key=sizes.get)} are the largest"
     for path, size in sizes.items():
         if not math.isfinite(size):
             where = f"the first such variable is {path}"
             break
     return FloatingPointError(
-        f"{what} is not finite ({where}): stopped; the last checkpoint is from before. "
+        f"{what} is not finite ({where}): stopped; the last checkpoint was saved before that. "
         "A lower --max_lr or --clipnorm may help")

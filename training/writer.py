@@ -89,7 +89,8 @@ def draw(log_prob, draws: Draws, temperature, top_k, top_p):
       draws: the random numbers.
       temperature: divides the log-probabilities; 0 takes the most likely id.
       top_k: sample from the k most likely ids; 0 for all.
-      top_p: sample from the most likely ids whose probabilities add up to p.
+      top_p: sample from the smallest set of most likely ids whose probabilities add up to p or
+      more.
     """
     never = [[PAD], [BOS], [UNK]]
     scores = tf.tensor_scatter_nd_update(log_prob, never, [-float("inf")] * len(never))  # [V]
