@@ -29,7 +29,8 @@ def test_a_long_run_does_not_grow(data_dir, tmp_path):
     for line in process.stdout:
         if line.startswith(f"epoch {len(sizes) + 2} "):  # trained, validated and saved before
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-            handles = len(os.listdir(f"/proc/{process.pid}/fd"))
+            opened = [os.path.realpath(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+            handles = sum(not path.endswith(".ttf") for path in opened)  # bold is loaded when used
             events = sum(path.stat().st_size for path in tmp_path.rglob("events*"))
             sizes.append((pages, handles, events))
     chaos.finish(process)

@@ -159,7 +159,7 @@ def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoi
         processes[victim].kill()
         status, line = ends(processes, seconds=60)[1 - victim]
         assert status == 1 and line.startswith(
-            "error: another worker has ended or cannot be reached: start all of them again"
+            "error: another worker has died or cannot be reached: restart all workers"
         )
     assert (
         ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20"))
