@@ -87,9 +87,10 @@ def main(_):
     cli.tensorflow_text()  # fails now if it does not load: the end of an epoch needs it
     data_dir, folder = Path(DATA_DIR.value), run_dir()
     metadata = data_utils.read_metadata(data_dir)
-    take_sizes()
-    settings = settings_of(flags.FLAGS.flag_values_dict(), architecture())
-    config = configuration(own_flags(), settings, metadata)
+    source = source_run()
+    values = flag_values(source)
+    settings = settings_of(values, architecture(source))
+    config = configuration(values, settings, metadata)
     device, on_gpu = devices.prepare(MIXED_PRECISION.value)
     strategy = devices.strategy(DISTRIBUTE.value)
     devices.check_agreement(
@@ -212,10 +213,12 @@ def run_dir() -> Path:
     return Path(LOGS_DIR.value) / MODEL_NAME.value
 
 
-def own_flags() -> dict:
-    """The value of each flag of this program."""
-    own = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
-    return {flag.name: flag.value for flag in own}
+def source_run() -> TrainedRun | None:
+    """The run that --init_from or --architecture names; this run itself once it has begun."""
+    folder = INIT_FROM.value or (ARCHITECTURE.value if is_run(ARCHITECTURE.value) else None)
+    if folder is None:
+        return None
+    return TrainedRun(run_dir() if has_begun(run_dir()) else Path(folder))
 
 
 def is_run(text: str | None) -> bool:
@@ -223,33 +226,24 @@ def is_run(text: str | None) -> bool:
     return bool(text) and not set(text) <= set(letters()) and Path(text).is_dir()
 
 
-def source_run() -> TrainedRun | None:
-    """The run that provides the sizes, and perhaps the weights; this run itself if it has begun."""
-    folder = INIT_FROM.value or (ARCHITECTURE.value if is_run(ARCHITECTURE.value) else None)
-    if folder is None:
-        return None
-    return TrainedRun(run_dir() if has_begun(run_dir()) else Path(folder))
+def flag_values(source: TrainedRun | None) -> dict:
+    """The value of each flag of this program. Sizes that are not given are those of `source`."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
+    sizes = {name: getattr(source.settings, name) for name in SIZES} if source else {}
+    return {flag.name: flag.value if flag.present else sizes.get(flag.name, flag.value)
+            for flag in own}
 
 
-def take_sizes():
-    """Sets the size flags that were not given on the command line to those of `source_run`."""
-    if source := source_run():
-        for name in SIZES:
-            if not flags.FLAGS[name].present:
-                flags.FLAGS[name].value = getattr(source.settings, name)
-
-
-def architecture() -> list[str]:
+def architecture(source: TrainedRun | None) -> list[str]:
     """The layer type of each block.
 
     Raises:
       InputError: --architecture is not valid, or names a run that has not finished.
     """
     text = ARCHITECTURE.value or SEARCH
-    if is_run(ARCHITECTURE.value) or INIT_FROM.value and not ARCHITECTURE.value:
-        source = source_run()
+    if source and (not ARCHITECTURE.value or is_run(text)):
         text = (source.flags["architecture"] if source.folder == run_dir()
-                else source.architecture)
+                else TrainedRun(ARCHITECTURE.value or INIT_FROM.value).architecture)
     if text == SEARCH:
         return [SEARCH] * NUM_LAYERS.value
     if text == "random":

@@ -65,7 +65,7 @@ def test_a_random_architecture_may_have_it():
     drawn = set()
     for seed in range(9):
         with flagsaver.flagsaver(architecture="random", num_layers=9, seed=seed):
-            drawn |= set(train.architecture())
+            drawn |= set(train.architecture(None))
     assert drawn == {"attention", "dense", "identity", "convolution"}
 
 

@@ -59,7 +59,7 @@ def test_another_configuration_or_other_data_under_the_same_name_is_refused(
     ({"cutoffs": [20, VOCAB_SIZE]}, f"cutoffs .* below the vocabulary size {VOCAB_SIZE}"),
     ({"cutoffs": [60, 20]}, "must rise"),
     ({"architecture": "ada", "num_layers": 2},
-     "--num_layers=2 has no effect: the architecture, ada, has 3 layers"),
+     "--num_layers=2 has no effect: the architecture, ada, has 3 blocks"),
     ({"architecture": "pooling"}, "unknown architecture 'pooling'"),
     ({"d_model": 10, "num_heads": 4}, "d_model=10 is not divisible by num_heads=4"),
     ({"search": "alternating", "warmup_steps": 4000},

@@ -26,7 +26,7 @@ def open_run(data_dir, folder):
     metadata, settings = data_utils.read_metadata(data_dir), tiny_settings()
     trainer = shared_trainer(data_dir, metadata, settings)
     with flagsaver.flagsaver(**TINY | {"data_dir": str(data_dir)}):
-        config = configuration(train.own_flags(), settings, metadata)
+        config = configuration(train.flag_values(None), settings, metadata)
     return Recorder(folder, config, data_dir, trainer.state), trainer
 
 

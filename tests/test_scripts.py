@@ -286,7 +286,7 @@ def test_a_recipe_describes_the_network_that_it_promises(
         assert {flag: flags.FLAGS[flag].value for flag in data} == data
     with flagsaver.flagsaver():
         flags.FLAGS(of_the_training)
-        settings = settings_of(flags.FLAGS.flag_values_dict(), train.architecture())
+        settings = settings_of(flags.FLAGS.flag_values_dict(), train.architecture(None))
         model = build_network(settings, V, static_shapes=False)
     # Every row is D wide: no tail has a projection, and a tied table is the embedding.
     ids_and_entries = V + len(tails)
