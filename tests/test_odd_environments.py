@@ -81,7 +81,8 @@ def test_locale_and_settings_of_other_programs_change_nothing(tmp_path):
     assert "красная" in (tmp_path / "logs" / "名" / "training_log.log").read_text("utf-8")
     (tmp_path / ".keras" / "keras.json").write_text('{"backend": "jax"}')
     library = ("from training.trained_run import TrainedRun; import keras; "
-               "print(keras.backend.backend(), TrainedRun('logs/名').generate('Ωmega', 3))")
+               "language_model = TrainedRun('logs/名').language_model; "
+               "print(keras.backend.backend(), language_model.generate('Ωmega', 3))")
     here = {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "MPLBACKEND": "agg"}
     used = run(sys.executable, "-c", library, cwd=tmp_path, env=OF_OTHERS | here)
     assert used.stdout.startswith("tensorflow Ωmega") and used.stderr == ""  # it loads quietly

@@ -18,13 +18,11 @@ from training.trainer import Trainer
 def test_weights_that_do_not_fit_are_refused(run_train, search_run, tmp_path):
     run = str(search_run)
     for settings, message in [
-        ({"init_from": run, "d_model": 16},
-         r"\S+ is \[.*\] in \S+ and \[.*\] here: --init_from needs a network of the same sizes"),
         ({"init_from": run, "architecture": "ada"},
          "has no block_3/.*: its architecture lacks what this one needs"),
-        ({"init_from": "nowhere", "architecture": "ad"}, "nowhere is no run"),
-        ({"init_from": "nowhere"}, "nowhere is no run"),
-        ({"architecture": str(tmp_path)}, "is no run"),
+        ({"init_from": "nowhere", "architecture": "ad"}, "nowhere is not a run"),
+        ({"init_from": "nowhere"}, "nowhere is not a run"),
+        ({"architecture": str(tmp_path)}, "is not a run"),
     ]:
         with pytest.raises(InputError, match=message):
             run_train(model_name="refused", **settings)
@@ -103,9 +101,7 @@ def test_every_flag_that_changes_what_is_learned_is_refused_when_a_run_goes_on(
             if name in FREE:
                 recording._checked_same(folder, config)
                 continue
-            message = (f"another configuration .{name}: another before, .* now.: choose another"
-                       f"|damaged: \\w+.{name} cannot be 'another'"
-                       f"|damaged: flags.{name} and model.{name} differ")
+            message = f"another configuration .{name}: another before, .* now.: choose another"
             with pytest.raises(InputError, match=message):
                 recording._checked_same(folder, config)
     assert {"seed", "max_lr", "epochs", "warmup_steps"} <= config["flags"].keys()
@@ -134,14 +130,14 @@ def test_data_that_are_made_anew_while_a_run_goes_on_stop_it(
     data = shutil.copytree(data_dir, tmp_path / "data")
     other = write_corpus(tmp_path / "other")
     (other / "train.txt").write_text((other / "train.txt").read_text()[::-1])
-    when_called(monkeypatch, *place, lambda: make_data(other, data, **{"shards": 2} | changes))
-    with pytest.raises(InputError, match="data has been made anew while it was in use: stopped"):
+    when_called(monkeypatch, *place, lambda: make_data(other, data, **changes))
+    with pytest.raises(InputError, match="data was replaced while it was in use: stopped"):
         run_train(data_dir=str(data), save_every="50")
     assert Checkpoints(tmp_path / "logs" / "supernet" / "checkpoints").steps() == kept
 
 
 def test_a_run_without_its_configuration_is_refused(begun, run_train):
     (begun / "config.json").unlink()
-    message = "supernet is no run: logs/supernet/config.json is missing"
+    message = "supernet is not a run: logs/supernet/config.json is missing"
     with pytest.raises(InputError, match=message):
         run_train()

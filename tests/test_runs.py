@@ -80,7 +80,7 @@ def test_a_run_that_goes_on_elsewhere_is_refused(data_dir, tmp_path):
 
 
 def test_a_run_whose_folder_is_removed_stops(data_dir, tmp_path):
-    for act in (lambda run: run.note("a line"), lambda run: run.save(1),
+    for act in (lambda run: run.say("a line"), lambda run: run.save(1),
                 lambda run: run.finish({})):
         old, _ = open_run(data_dir, tmp_path / "run")
         shutil.rmtree(tmp_path / "run")
@@ -168,7 +168,7 @@ def test_a_null_run_takes_every_call_of_a_run_and_records_nothing(data_dir, tmp_
     run.close()
     null = NullRecorder(tmp_path / "null", {}, data_dir, trainer.state)
     calls = {name for name in dir(run) if not name.startswith("_") and callable(getattr(run, name))}
-    assert {"say", "note", "save", "evaluation", "finish", "close"} <= calls
+    assert {"say", "save", "evaluation", "finish", "close"} <= calls
     for name in calls:
         assert getattr(null, name)("train", 1, {}) is None
     with pytest.raises(AttributeError):

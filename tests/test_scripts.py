@@ -254,7 +254,7 @@ def test_mistakes_end_in_one_line(offline, tmp_path):
     for given, message in [
         (["--input_dir=mine", "--input_text=file"], "exclude each other"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
-        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=900"], "leave --vocab_size out"),
+        (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=900"], "omit --vocab_size"),
         (["--corpus=wikitext-2"], "cannot download wikitext-2"),
     ]:
         assert message in one_line(run_command(data_utils, *given))

@@ -111,14 +111,6 @@ def test_a_part_of_another_run_is_refused(to_search, begun, other_run, tmp_path)
             run.architecture, run.network()
         shutil.rmtree(target / part) if own.is_dir() else (target / part).unlink()
         own.rename(target / part)
-    for folder in (begun, other_run):  # with equal ids, the weights do not fit
-        for path in (folder / "config.json", *folder.glob(f"*/*/{HASHES}")):
-            files.write_json(path, files.read_json(path) | {"run_id": "0" * 32})
-        TrainedRun(folder).network()
-    shutil.rmtree(target / "best")
-    shutil.copytree(source / "best", target / "best")
-    with pytest.raises(files.InputError, match="config.json is of another network"):
-        TrainedRun(target).network()
 
 
 def test_the_folder_of_runs_may_be_a_link(run_train, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 from chaos import events_of, state_of
-from commands import run_command
+from commands import one_line, run_command
 from conftest import PROJECT, VOCAB_SIZE, results_of, tiny_settings
 
 import data_utils
@@ -191,6 +191,9 @@ def test_a_network_has_the_sizes_of_the_run_that_it_starts_from(search_run, data
         assert done.returncode == 0, done.stderr
         flags = results_of(Path("logs") / str(number))["flags"]
         assert (flags["d_model"], flags["d_ffn"], flags["cutoffs"]) == (d_model, 16, [20, 60])
+    done = run_command(
+        train, f"--init_from={search_run}", f"--data_dir={data_dir}", "--d_model=4")
+    assert "here: --init_from needs a network of the same sizes" in one_line(done)
 
 
 def test_an_epoch_is_kept_though_no_text_can_be_written(run_train, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ class Recorder:
             self._console, self._file = Console(), _LogFile(folder / "training_log.log")
         self._log = _logger(self._console, self._file)
         self.say = self._log.info  # to the log and the console
-        self.note = self._log.debug  # to the log alone
+        self._note = self._log.debug  # to the log alone
         self.resumed = self._checkpoints.restore_last(state, self.say)
         for name in ("tokenizer.model", "tokenizer.vocab"):
             files.write_whole(folder / name, (data_dir / name).read_bytes())
@@ -90,9 +90,9 @@ class Recorder:
     def describe(self, model, device: str, versions: dict):
         """Reports the configuration, network and versions; for a new run, also to TensorBoard."""
         config = self._config
-        self.note("flags " + json.dumps(config["flags"]))
-        self.note("versions " + json.dumps(versions))
-        model.summary(line_length=80, print_fn=lambda text, line_break=False: self.note(text))
+        self._note("flags " + json.dumps(config["flags"]))
+        self._note("versions " + json.dumps(versions))
+        model.summary(line_length=80, print_fn=lambda text, line_break=False: self._note(text))
         self.say(f"{self.folder}: architecture {config['flags']['architecture']}, "
                  f"{model.count_params():,} parameters, corpus {self._corpus}, on {device}")
         if self.resumed is not None:
@@ -107,7 +107,7 @@ class Recorder:
 
     def progress(self, fraction: float, text: str):
         """Writes a line to the log, and shows it on the console beside a progress bar."""
-        self.note(text)
+        self._note(text)
         self._console.progress(fraction, text)
 
     def scalars(self, split: str, step: int, values: dict):
