@@ -40,6 +40,8 @@ def put(path: Path, what: str):
 def test_something_other_than_a_file_is_refused(name, begun):
     path = begun / name.format(os.listdir(begun / "best")[0])
     for what in ("pipe", "/dev/null", "/dev/zero", "large", "[" * 10**6, "9" * 10**5, "folder"):
+        if what == "large" and path.suffix != ".json":
+            continue
         put(path, what)
         done = run_command(generate, f"--run={begun}", "--prompt=a", "--num_tokens=1")
         assert path.name in one_line(done)
