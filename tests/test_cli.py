@@ -20,7 +20,7 @@ import export
 import generate
 import plot_search
 import train
-from support import cli
+from support import cli, errors
 
 PROGRAMS = (choose, cutoffs, data_utils, evaluate, export, generate, plot_search, train)
 PATHS = r"\w*_(dir|text|file|prefix|from)|run|text|compare|json"  # names of flags
@@ -44,10 +44,10 @@ def end_of(monkeypatch):
 
 
 @pytest.mark.parametrize("error, line", [
-    (cli.InputError("no such thing"), "no such thing"),
-    (cli.InputError("two\nlines \x1b[2J"), "two\N{REPLACEMENT CHARACTER}lines "
+    (errors.InputError("no such thing"), "no such thing"),
+    (errors.InputError("two\nlines \x1b[2J"), "two\N{REPLACEMENT CHARACTER}lines "
      "\N{REPLACEMENT CHARACTER}[2J"),
-    (cli.InputError("x" * 9000), "x" * 1000 + " ..."),
+    (errors.InputError("x" * 9000), "x" * 1000 + " ..."),
     (FloatingPointError("not finite"), "not finite"),
     (PermissionError(13, "Permission denied", "notes.txt"), "notes.txt: Permission denied"),
     (PermissionError(13, "Permission denied", b"notes.txt"), "notes.txt: Permission denied"),

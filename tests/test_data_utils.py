@@ -22,7 +22,7 @@ from conftest import (
 import data_utils
 from support import corpora, files, output_folder, tokenization, versions
 from support.errors import InputError
-from support.tokenization import EOS, PAD, UNK, Settings, Tokenizer
+from support.tokenization import EOS, PAD, UNK, Tokenizer, TokenizerSettings
 
 WIKITEXT2 = Path(
     os.environ.get("WIKITEXT2") or PROJECT.parent / "shared" / "wikitext-2").absolute()
@@ -223,7 +223,7 @@ def test_the_build_after_a_killed_one_restores_the_old_data_first(
     assert data.exists() == (place[1] != "rename")
     assert (data.parent / ".data.partial").exists()
     with pytest.raises(InputError):
-        make_data(corpus_dir, data, Settings(vocab_size=100_000))
+        make_data(corpus_dir, data, TokenizerSettings(vocab_size=100_000))
     assert files_of(data) == files_of(data_dir)
     make_data(corpus_dir, data, batch_size=2)
     assert data_utils.read_metadata(data)["batch_size"] == 2
@@ -295,7 +295,8 @@ def test_files_of_the_user_are_never_deleted(metadata, corpus_dir, data_dir, tmp
     ({"test": b" \n\t\r\n\x0b\n\xe2\x80\xa8\n"}, None, "test.txt is empty"),
     ({"test": b"caf\xe9\n"}, None, "test.txt is not UTF-8: line 1"),
     ({"valid": b"few words\n"}, None, "valid.txt is too short: .* needs 36"),
-    ({}, Settings(vocab_size=100_000), "--vocab_size=100000 is too large for train.txt: at most"),
+    ({}, TokenizerSettings(vocab_size=100_000),
+     "--vocab_size=100000 is too large for train.txt: at most"),
     ({}, Path("missing.model"), "missing.model")])
 def test_bad_text_is_refused_in_one_line(texts, tokenizer, message, tmp_path):
     folder = write_corpus(tmp_path / "corpus")
@@ -331,7 +332,7 @@ def test_missing_data_are_named(data_dir, tmp_path):
 def test_wikitext2_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "SAMPLE_BYTES", 4 << 20)  # training on all of it takes 12 s
     data = tmp_path / "data"
-    make_data(WIKITEXT2, data, Settings(vocab_size=12_000), batch_size=32, seq_len=32)
+    make_data(WIKITEXT2, data, TokenizerSettings(vocab_size=12_000), batch_size=32, seq_len=32)
     splits = data_utils.read_metadata(data)["splits"]
     expected = {"train": (2_051_910, 10_797_148, 0), "valid": (213_886, 1_121_681, 0),
                 "test": (241_211, 1_256_449, 0)}
@@ -351,7 +352,7 @@ def test_wikitext2_is_whole(tmp_path, monkeypatch):
 
 @needs_wikitext2
 def test_wikitext2_by_words_is_the_task_of_the_published_tables(tmp_path):
-    settings = Settings("word", None, "identity")
+    settings = TokenizerSettings("word", None, "identity")
     make_data(WIKITEXT2, tmp_path / "data", settings, batch_size=32, seq_len=32, add_eos=True)
     metadata = data_utils.read_metadata(tmp_path / "data")
     streams = {split: data_utils.load_stream(tmp_path / "data", split, metadata)

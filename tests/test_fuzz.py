@@ -12,7 +12,7 @@ from conftest import ids_of, make_data
 import data_utils
 from support import corpora, tokenization
 from support.errors import InputError
-from support.tokenization import EOS, UNK, Settings, Tokenizer
+from support.tokenization import EOS, UNK, Tokenizer, TokenizerSettings
 from training.trained_run import TrainedRun
 
 
@@ -130,7 +130,7 @@ def test_a_tokenizer_learns_from_any_text_or_says_why_not(text, tmp_path):
     (tmp_path / "text.txt").write_bytes(text.encode())
     try:
         model = tokenization.train_tokenizer(
-            corpora.whole_file(tmp_path / "text.txt"), Settings(vocab_size=290))
+            corpora.whole_file(tmp_path / "text.txt"), TokenizerSettings(vocab_size=290))
     except InputError as error:
         assert re.search(r"--vocab_size=290 is too \w+ for text.txt", str(error))
         assert "\n" not in str(error)

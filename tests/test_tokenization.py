@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 import data_utils
 from support import cli, corpora, model_proto, tokenization
 from support.errors import InputError
-from support.tokenization import EOS, UNK, Settings, Tokenizer
+from support.tokenization import EOS, UNK, Tokenizer, TokenizerSettings
 
 # Remains of editors, PDFs and web pages.
 ODD = "a\tb\vc\fd\x1ce\x85f\xa0g\u2028h\u2029i\u3000j k\u00adl\u200bm\ufeffn \t o ▁p▁▁q"
@@ -32,7 +32,7 @@ def text_of(path, content):
 
 
 def pieces_of(text, *settings):
-    model = tokenization.train_tokenizer(text, Settings(*settings))
+    model = tokenization.train_tokenizer(text, TokenizerSettings(*settings))
     return [piece.piece for piece in sentencepiece_model_pb2.ModelProto.FromString(model).pieces]
 
 
@@ -41,10 +41,10 @@ def tokenizers(corpus_dir, tmp_path_factory):
     """A tokenizer of each type and normalization, and the same of the sentencepiece package."""
     folder = tmp_path_factory.mktemp("tokenizers")
     text = corpora.whole_file(corpus_dir / "train.txt")
-    kinds = {kind: Settings(kind, VOCAB_SIZE) for kind in ("unigram", "bpe")}
-    kinds |= {kind: Settings(kind) for kind in ("char", "word")}
-    kinds |= {"unfolded": Settings("unigram", VOCAB_SIZE, "nfkc"),
-              "identity": Settings("word", None, "identity")}
+    kinds = {kind: TokenizerSettings(kind, VOCAB_SIZE) for kind in ("unigram", "bpe")}
+    kinds |= {kind: TokenizerSettings(kind) for kind in ("char", "word")}
+    kinds |= {"unfolded": TokenizerSettings("unigram", VOCAB_SIZE, "nfkc"),
+              "identity": TokenizerSettings("word", None, "identity")}
     made = {}
     for kind, of_kind in kinds.items():
         path = folder / f"{kind}.model"
@@ -119,7 +119,8 @@ def test_white_space_is_one_space_and_invisible_characters_vanish(kind, tokenize
 
 
 def test_ids_fall_by_count_and_split_text_as_before(corpus_dir, data_dir):
-    text, settings = corpora.whole_file(corpus_dir / "train.txt"), Settings(vocab_size=VOCAB_SIZE)
+    text = corpora.whole_file(corpus_dir / "train.txt")
+    settings = TokenizerSettings(vocab_size=VOCAB_SIZE)
     model = tokenization.train_tokenizer(text, settings)
     before = sentencepiece.SentencePieceProcessor(model_proto=model)
     after = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model"))
@@ -145,7 +146,7 @@ def test_new_ids_by_hand():
 
 def test_a_model_that_is_read_and_written_keeps_unknown_fields(tmp_path):
     text = text_of(tmp_path / "text.txt", "The red cat sat\n" * 30)
-    content = tokenization.train_tokenizer(text, Settings("unigram", 270, "nfkc"))
+    content = tokenization.train_tokenizer(text, TokenizerSettings("unigram", 270, "nfkc"))
     theirs = sentencepiece_model_pb2.ModelProto.FromString(content)
     ours = model_proto.ModelProto.FromString(content)
     assert [(piece.piece, piece.score, piece.type) for piece in ours.pieces] == [
@@ -191,7 +192,7 @@ LETTERS = "".join(f"{letter}{letter} " for letter in "abcdefghijklmnopqrstuvw") 
 def test_a_text_that_cannot_be_learned_is_named_in_one_line(content, settings, message, tmp_path):
     text = text_of(tmp_path / "text.txt", content)
     with pytest.raises(InputError, match=message) as error:
-        tokenization.train_tokenizer(text, Settings(*settings))
+        tokenization.train_tokenizer(text, TokenizerSettings(*settings))
     assert "\n" not in str(error.value)
 
 
