@@ -74,8 +74,8 @@ def test_every_mutation_of_a_run_is_named_or_without_effect(search_run, tmp_path
         run = TrainedRun(folder)
         model, step = run.network()
         weights = [weight.numpy().tobytes() for weight in model.weights]
-        tokenizer = run.tokenizer_path.read_bytes()
-        return run.flags, run.data, run.architecture, tokenizer, model.tau, step, weights
+        vocabulary = run.tokenizer.vocabulary
+        return run.flags, run.data, run.architecture, vocabulary, model.tau, step, weights
 
     before, refused = content(), 0
     for path in mutations(folder, random.Random(3), 60):

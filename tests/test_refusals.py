@@ -19,7 +19,7 @@ def test_weights_that_do_not_fit_are_refused(run_train, search_run, tmp_path):
     run = str(search_run)
     for settings, message in [
         ({"init_from": run, "architecture": "ada"},
-         "has no block_3/.*: its architecture lacks what this one needs"),
+         "has no block_3/.*: its architecture lacks a layer that this one has"),
         ({"init_from": "nowhere", "architecture": "ad"}, "nowhere is not a run"),
         ({"init_from": "nowhere"}, "nowhere is not a run"),
         ({"architecture": str(tmp_path)}, "is not a run"),

@@ -252,7 +252,7 @@ def test_mistakes_end_in_one_line(offline, tmp_path):
     write_corpus(tmp_path / "mine")
     (tmp_path / "file").write_text("")
     for given, message in [
-        (["--input_dir=mine", "--input_text=file"], "exclude each other"),
+        (["--input_dir=mine", "--input_text=file"], "use --input_text or --input_dir, not both"),
         (["--input_dir=mine", *TINY, "--output_dir=file/data"], "file"),
         (["--input_dir=mine", "--sp_model_prefix=x", "--vocab_size=900"], "omit --vocab_size"),
         (["--corpus=wikitext-2"], "cannot download wikitext-2"),
