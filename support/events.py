@@ -95,6 +95,8 @@ def read_events(path: Path) -> Iterator:
 
     The last event is often incomplete: the process was killed while it wrote.
     """
+    if not path.is_file():  # a pipe would block
+        return
     with contextlib.suppress(tf.errors.OpError, DecodeError):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             yield tf.compat.v1.Event.FromString(record)
