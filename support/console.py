@@ -12,14 +12,27 @@ BAR = 20  # columns
 
 
 def open_standard_output():
-    """Replaces `sys.stdout`: it writes each line at once and escapes characters it cannot show."""
+    """Replaces `sys.stdout`: it writes each line at once and escapes characters it cannot show.
+
+    Opens the standard streams that are closed, so that no other file gets their numbers.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))
     sys.stdout = _Output(sys.stdout.detach(), sys.stdout.encoding, "backslashreplace",
                          line_buffering=True)
     sys.__stdout__ = sys.stdout  # shutil asks it for the width of the terminal
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output that discards everything after its first error, so that exit cannot fail."""
+    """Standard output that discards everything after its first error, so that exit cannot fail.
+
+    Attributes:
+      ignores_errors: errors are not raised, and output resumes when a full disk has room again.
+    """
+
+    ignores_errors = False
 
     def write(self, text: str) -> int:
         with self._failing_once():
@@ -35,8 +48,12 @@ class _Output(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
+            if self.ignores_errors and not isinstance(error, BrokenPipeError):
+                return
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), self.fileno())
+            if self.ignores_errors:
+                return
             if isinstance(error, BrokenPipeError):
                 raise
             raise OSError(f"cannot write to standard output: {error.strerror}") from None
@@ -53,27 +70,24 @@ class Console(logging.Handler):
 
     def __init__(self):
         super().__init__(logging.INFO)
+        if isinstance(sys.stdout, _Output):
+            sys.stdout.ignores_errors = True  # of all who print, Keras included
         self._bar = ""  # the bar now shown
 
     def emit(self, record: logging.LogRecord):
         """Writes a line."""
-        self._write(("\n" if self._bar else "") + self.format(record) + "\n")
+        _write(("\n" if self._bar else "") + self.format(record) + "\n")
         self._bar = ""
 
     def progress(self, fraction: float, text: str):
         """Redraws the bar with a text beside it; without a terminal, writes the text as a line."""
         if not sys.stdout.isatty():
-            self._write(text + "\n")
+            _write(text + "\n")
             return
         done = round(BAR * fraction)
         bar = _cut(f"[{'=' * done}{' ' * (BAR - done)}] {text}")
-        self._write("\r" + _cut(bar.ljust(len(self._bar))))
+        _write("\r" + _cut(bar.ljust(len(self._bar))))
         self._bar = bar
-
-    def _write(self, text: str):
-        with contextlib.suppress(OSError):
-            _write(text)
-
 
 def _write(text: str):
     print(text, end="", flush=True)

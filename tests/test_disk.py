@@ -18,7 +18,7 @@ from chaos import differences
 from conftest import PROJECT, make_data, train_in, when_called
 
 import data_utils
-from support import tokenization
+from support import console, tokenization
 from support.checkpoints import Checkpoints
 from training import recording
 from training.trained_run import TrainedRun
@@ -108,6 +108,17 @@ def test_a_disk_that_stays_full_stops_the_run_at_its_end_and_loses_nothing(
     run_train(**SETTINGS)
     assert "resumed at step 44" in (folder / "training_log.log").read_text()
     assert differences(whole_run, folder) == []
+
+
+def test_a_console_on_a_full_disk_shows_what_comes_after(limit_files, tmp_path):
+    with open(tmp_path / "output", "wb") as file:
+        output = console._Output(file, "utf-8", line_buffering=True)
+        output.ignores_errors = True
+        limit_files(0)
+        output.write("first\n")
+        limit_files()
+        output.write("second\n")
+    assert (tmp_path / "output").read_text().endswith("second\n")
 
 
 def test_a_line_of_the_log_that_a_disk_takes_in_part_is_completed(limit_files, tmp_path):
