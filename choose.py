@@ -1,11 +1,12 @@
-"""Scores every subnetwork of a search, and names the best one within a budget.
+"""Scores subnetworks of a search, and names the best ones within a budget.
 
     python choose.py --run=logs/supernet --budget_ms=12
 
 Nothing is trained: each subnetwork uses the weights of the search. Its time is the sum over its
-layers, whose times are measured on this machine.
+layers, whose times are measured on this machine. If the search contains more subnetworks than
+--num_networks, an evolutionary search (Guo et al. 2019) decides which ones to score.
 
-B batch, T sequence length, D model width, V vocabulary, N subnetworks.
+B batch, T sequence length, V vocabulary.
 """
 
 from pathlib import Path
@@ -17,8 +18,7 @@ from support import cli
 from support.errors import InputError
 from training import run_flags
 
-MOST_CHOICES = 5000
-MOST_NUMBERS = 1 << 26  # in the hidden vectors of all subnetworks that are computed at once
+SHORTLIST = 8
 
 
 def define_flags():
@@ -29,6 +29,8 @@ def define_flags():
     flags.DEFINE_float("budget_mflops", None, "upper limit of the MFLOPs per token", lower_bound=0)
     flags.DEFINE_integer("num_windows", 40, "windows of the validation split to score",
                          lower_bound=1)
+    flags.DEFINE_integer("num_networks", 1000, "subnetworks to score", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of the evolutionary search", lower_bound=0)
     run_flags.define_data_dir()
 
 
@@ -36,68 +38,86 @@ cli.begin(__name__, define_flags)
 
 with cli.quiet():
     import data_utils
-    from layers import KINDS, as_letters
-    from support import devices, files, pictures
+    from layers import as_letters, without_identity
+    from support import console, devices, files, pictures
     from training import costs
-    from training.choices import ChoiceScorer, architectures, num_architectures
+    from training.choices import (
+        Budget,
+        ChoiceScorer,
+        architectures,
+        evolve,
+        num_architectures,
+    )
     from training.latency import layer_latency
     from training.trained_run import TrainedRun
 
 
-def scored_choices(run: TrainedRun, num_windows: int, data_dir: str | Path | None) -> dict:
+def scored_choices(run: TrainedRun, num_windows: int, data_dir: str | Path | None,
+                   limits: tuple[float, float], num_networks: int, seed: int) -> dict:
     """The report: how the subnetworks were scored, and the loss and cost of each.
 
+    Args:
+      run: a search.
+      num_windows: windows of the validation split.
+      data_dir: the folder of the data; None for that of the training.
+      limits: the milliseconds of a window and the FLOPs per token that a subnetwork may cost. They
+        guide the evolutionary search only: otherwise the report has all subnetworks.
+      num_networks: the number of subnetworks to score.
+      seed: of the evolutionary search.
+
     Raises:
-      InputError: the run is not a search, has too many subnetworks, or its data cannot be read.
+      InputError: the run is not a search, or its data cannot be read; or no subnetwork is within
+        the limits.
     """
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     data_dir, metadata = run.find_data(data_dir)
     model, step = run.search()
-    N = num_architectures(model)
-    if N > MOST_CHOICES:
-        raise InputError(f"{run.folder} contains {N:,} subnetworks: at most {MOST_CHOICES:,} "
-                         "can be scored")
-    B, T, D = metadata["batch_size"], metadata["seq_len"], model.sizes.d_model
-    rows_at_once = min(B, max(1, MOST_NUMBERS // (N * T * D)))
-    score, nll, targets = ChoiceScorer(model), 0, 0
-    for first in range(0, B, rows_at_once):
-        windows = data_utils.load_windows(data_dir, "valid", metadata).take(num_windows)
-        rows = slice(first, first + rows_at_once)
-        own_nll, own_targets = score(window[rows] for window in windows.as_numpy_iterator())
-        nll, targets = nll + own_nll, targets + own_targets
+    B, T = metadata["batch_size"], metadata["seq_len"]
     stream = data_utils.load_stream(data_dir, "valid", metadata)
     probability = costs.frequencies(stream, metadata["vocab_size"])  # [V]
-    softmax_flops = costs.softmax_flops(model, B, T, probability)
-    layer_flops = {kind: 2 * layer.multiply_adds(B, T)
-                   for block in model.blocks for kind, layer in block.branches.items()}
-    layer_ms = dict(zip(KINDS, layer_latency(model.sizes, B, T, on_gpu)))
+    softmax_flops = costs.softmax_flops(model, B, T, probability) / (B * T)
+    ms = dict(zip(model.kinds, layer_latency(model.kinds, model.sizes, B, T, on_gpu)))
+    costs_of = {kind: np.array([ms[kind], 2 * layer.multiply_adds(B, T) / (B * T)])
+                for block in model.blocks for kind, layer in block.branches.items()}
+    budget = Budget(costs_of, [limits[0], limits[1] - softmax_flops])
+    blocks = [list(block.branches) for block in model.blocks]
+    cheapest = sum(costs_of[budget.cheapest(kinds)] for kinds in blocks)  # [2]
+    if np.any(cheapest > budget.limits):
+        milliseconds, mflops = cheapest[0], (cheapest[1] + softmax_flops) / 1e6
+        raise InputError(f"no subnetwork is within the budget: the lowest costs of any are "
+                         f"{milliseconds:.2f} ms and {mflops:.3f} MFLOPs")
+    windows = data_utils.load_windows(data_dir, "valid", metadata).take(num_windows)
+    total = min(num_networks, num_architectures(model))
+    score = ChoiceScorer(model, windows.as_numpy_iterator(), scored=lambda number: console.redraw(
+        f"{number:,} of {total:,} subnetworks"))
+    if num_architectures(model) <= num_networks:
+        losses = dict(zip(architectures(model), score(architectures(model))))
+    else:
+        losses = evolve(score, blocks, budget, num_networks, seed)
+    console.redraw("\n")
     choices = []
-    for kinds, loss in zip(architectures(model), nll / targets):
-        flops = softmax_flops + sum(layer_flops[kind] for kind in kinds)
+    for kinds, loss in losses.items():
+        milliseconds, flops = sum(costs_of[kind] for kind in kinds)
         choices.append({
             "architecture": as_letters(kinds), "loss": float(loss),
-            "ms_per_window": float(sum(layer_ms[kind] for kind in kinds)),
-            "flops_per_token": float(flops) / (B * T)})
+            "ms_per_window": float(milliseconds), "flops_per_token": float(flops + softmax_flops),
+            "within_budget": kinds in budget})
     return {
         "run": str(run.folder), "step": step, "text": f"{metadata['corpus']}, valid",
-        "targets": targets, "batch_size": B, "seq_len": T, "mem_len": model.sizes.mem_len,
-        "device": device, "choices": choices}
+        "targets": score.targets, "batch_size": B, "seq_len": T, "mem_len": model.sizes.mem_len,
+        "device": device, "subnetworks": num_architectures(model), "choices": choices}
 
 
-def best_within(choices: list[dict], most_ms: float, most_flops: float) -> dict:
-    """The choice of lowest loss within a budget.
+def shortlist(choices: list[dict]) -> list[dict]:
+    """The choices of lowest loss within the budget, the best first.
 
-    Raises:
-      InputError: every choice costs more.
+    Of choices that are the same network without identity, the best one alone.
     """
-    within = [choice for choice in choices if choice["ms_per_window"] <= most_ms
-              and choice["flops_per_token"] <= most_flops]
-    if not within:
-        milliseconds = min(choice["ms_per_window"] for choice in choices)
-        flops = min(choice["flops_per_token"] for choice in choices)
-        raise InputError(f"no subnetwork is within the budget: the lowest costs of any are "
-                         f"{milliseconds:.2f} ms and {flops / 1e6:.3f} MFLOPs")
-    return min(within, key=lambda choice: choice["loss"])
+    best = {}
+    for choice in sorted(choices, key=lambda choice: choice["loss"]):
+        if choice["within_budget"]:
+            best.setdefault(without_identity(choice["architecture"]), choice)
+    return [*best.values()][:SHORTLIST]
 
 
 def front_of(choices: list[dict], cost: str) -> list[dict]:
@@ -134,24 +154,27 @@ def choices_figure(report: dict):
 def main(_):
     FLAGS = flags.FLAGS
     run = TrainedRun(FLAGS.run, FLAGS.checkpoint)
-    report = scored_choices(run, FLAGS.num_windows, FLAGS.data_dir)
-    choices = report["choices"]
-    print(f"{len(choices)} subnetworks; the Pareto front of loss and time:")
+    limits = (np.inf if FLAGS.budget_ms is None else FLAGS.budget_ms,
+              np.inf if FLAGS.budget_mflops is None else 1e6 * FLAGS.budget_mflops)
+    report = scored_choices(
+        run, FLAGS.num_windows, FLAGS.data_dir, limits, FLAGS.num_networks, FLAGS.seed)
+    choices, best = report["choices"], shortlist(report["choices"])
+    print(f"{len(choices):,} of {report['subnetworks']:,} subnetworks; the Pareto front of loss "
+          "and time:")
     for choice in front_of(choices, "ms_per_window"):
         print(line(choice))
+    print("best within the budget:")
+    for choice in best:
+        print(line(choice))
     path = run.folder / f"choices_step{report['step']}.json"
+    report["shortlist"] = [choice["architecture"] for choice in best]
     files.write_json(path, report)
     pictures.save(choices_figure(report), path.with_suffix(".png"))
     print(f"wrote {path} and {path.with_suffix('.png')}")
-    if FLAGS.budget_ms is not None or FLAGS.budget_mflops is not None:
-        most_ms = np.inf if FLAGS.budget_ms is None else FLAGS.budget_ms
-        most_mflops = np.inf if FLAGS.budget_mflops is None else FLAGS.budget_mflops
-        best = best_within(choices, most_ms, 1e6 * most_mflops)
-        name = best["architecture"]
-        print(f"best within the budget:\n{line(best)}\n"
-              f"to train it from the best weights of the search:\n"
-              f"./train.sh --model_name={run.folder.name}_{name} --architecture={name} "
-              f"--init_from={run.folder}")
+    name = best[0]["architecture"]
+    print(f"to train the best one from the best weights of the search:\n"
+          f"./train.sh --model_name={run.folder.name}_{name} --architecture={name} "
+          f"--init_from={run.folder}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from adaptive_softmax import AdaptiveSoftmax, ClusterTable
 from cutoffs import Cluster, clusters_of
-from layers import KINDS, SEARCH
+from layers import KINDS, SEARCH, kinds_of
 from layers.attention import score_bias
 from layers.kind import Sizes
 from layers.ops import layer_norm
@@ -30,6 +30,7 @@ class PARTransformerXL(keras.Model):
       vocab_size: V.
       architecture: `search` or a layer type of `KINDS` for each block; all `search` is the
         SuperNet.
+      kinds: the layer types that a searched block mixes, besides those of fixed blocks.
       d_model, num_heads, d_ffn, mem_len: see `Sizes`.
       dropout_rate: dropout of the output of each layer, before its residual connection.
       embedding_dropout: dropout of the embedded tokens.
@@ -37,6 +38,7 @@ class PARTransformerXL(keras.Model):
       tie_embeddings: share the rows of the embedding between input and output.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: draw a sample for each row of a batch instead of one for all.
+      fair: draw one-hot samples, each layer type once in every K rows.
       trainable_tau: initial value of a trainable temperature; None if it is not trained.
       tau: the temperature used by calls that give none.
 
@@ -44,25 +46,26 @@ class PARTransformerXL(keras.Model):
       ValueError: a layer type is unknown, or H does not divide D, or the cutoffs are not valid.
     """
 
-    def __init__(self, vocab_size: int, architecture: Sequence[str], d_model: int = 128,
+    def __init__(self, vocab_size: int, architecture: Sequence[str],
+                 kinds: Sequence[str] = ("attention", "dense", "identity"), d_model: int = 128,
                  num_heads: int = 4, d_ffn: int = 1024, mem_len: int = 16,
                  dropout_rate: float = 0.1, embedding_dropout: float = 0.0,
                  cutoffs: Sequence[int] = (), proj_factor: int = 4, tie_embeddings: bool = False,
-                 straight_through: bool = False, gumbel_per_row: bool = False,
+                 straight_through: bool = False, gumbel_per_row: bool = False, fair: bool = False,
                  trainable_tau: float | None = None, tau: float = 1.0,
                  static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        for kind in architecture:
+        for kind in (*kinds, *architecture):
             if kind not in (*KINDS, SEARCH):
-                choice = ", ".join((*KINDS, SEARCH))
+                choice = ", ".join(KINDS)
                 raise ValueError(f"unknown layer type '{kind}': choose from {choice}")
         if d_model % num_heads:
             raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
-        self.architecture = list(architecture)
+        self.architecture, self.kinds = list(architecture), kinds_of(kinds, architecture)
         self.sizes = Sizes(d_model, num_heads, d_ffn, mem_len)
         self.dropout_rate, self.embedding_dropout = dropout_rate, embedding_dropout
         self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
-        self.tau, self.tie_embeddings = tau, tie_embeddings
+        self.fair, self.tau, self.tie_embeddings = fair, tau, tie_embeddings
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
             clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
@@ -70,15 +73,19 @@ class PARTransformerXL(keras.Model):
         stddev = 0.005 if tie_embeddings else 0.02  # measured, docs/cutoffs.md
         self.embedding = ClusterTable(clusters, d_model, stddev, name="embedding")
         self.embedding.build([None, None])  # this shape, and those below, are for summary()
-        self.blocks = [Block(kind, place, self.sizes, dropout_rate, dtype=self.dtype_policy,
-                             name=f"block_{place + 1}") for place, kind in enumerate(architecture)]
-        for block in self.blocks:
+        self.blocks = []
+        for place, kind in enumerate(architecture):
+            own = self.kinds if kind == SEARCH else [kind]
+            block = Block({name: self.dropout_place(place, name) for name in own}, self.sizes,
+                          dropout_rate, dtype=self.dtype_policy, name=f"block_{place + 1}")
             block.build([None, None, d_model])
+            self.blocks.append(block)
         self.theta = self.log_tau = None
         # A Keras model casts its own weights despite autocast=False, unless each weight forbids it.
         if searched := self.architecture.count(SEARCH):
+            shape = [searched, len(self.kinds)]
             self.theta = self.add_weight(
-                shape=[searched, len(KINDS)], initializer="zeros", autocast=False, name="theta")
+                shape=shape, initializer="zeros", autocast=False, name="theta")
             if trainable_tau:
                 log_tau = keras.initializers.Constant(np.log(trainable_tau))
                 self.log_tau = self.add_weight(
@@ -93,10 +100,11 @@ class PARTransformerXL(keras.Model):
         tau = None if self.log_tau is None else float(self.temperature())
         return asdict(self.sizes) | self.softmax.get_config() | {
             "name": self.name, "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "architecture": list(self.architecture), "dropout_rate": self.dropout_rate,
-            "embedding_dropout": self.embedding_dropout,
+            "architecture": list(self.architecture), "kinds": list(self.kinds),
+            "dropout_rate": self.dropout_rate, "embedding_dropout": self.embedding_dropout,
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
-            "trainable_tau": tau, "tau": self.tau, "tie_embeddings": self.tie_embeddings}
+            "fair": self.fair, "trainable_tau": tau, "tau": self.tau,
+            "tie_embeddings": self.tie_embeddings}
 
     def call(self, tokens, memory, filled, tau=None, draws=None, return_attention_scores=False):
         """The hidden vectors that predict each next token.
@@ -121,12 +129,13 @@ class PARTransformerXL(keras.Model):
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories, scores = [], []
         x = self.embed(tokens)  # [B, T, D]
-        x = dropout(x, self.embedding_dropout, draws, dropout_place(len(self.blocks)))  # [B, T, D]
-        for block in self.blocks:
+        place = self.dropout_place(len(self.blocks))
+        x = dropout(x, self.embedding_dropout, draws, place)  # [B, T, D]
+        for kind, block in zip(self.architecture, self.blocks):
             inputs = {"draws": draws}
             if block.needs_memory:
                 inputs |= {"memory": next(memories), "bias": bias}
-            if block.kind == SEARCH:
+            if kind == SEARCH:
                 inputs["mixture"] = next(mixtures)
             if block.attends and return_attention_scores:
                 scores.append(block.attention_scores(x, inputs["memory"], bias))  # [H, B, T, C]
@@ -161,16 +170,26 @@ class PARTransformerXL(keras.Model):
         """
         return self.sizes.d_model**0.5
 
+    def dropout_place(self, block: int, kind: str | None = None) -> int:
+        """A unique number for the dropout of a layer in a block; the embedding is one more block.
+
+        Only layers with a residual have dropout.
+        """
+        kinds = [name for name in self.kinds if KINDS[name].post_norm]
+        return len(kinds) * block + (kinds.index(kind) if kind in kinds else 0)
+
     def sample(self, tau=None, draws=None, rows: int = 1):
         """The mixture weights of the searched blocks.
 
         Returns:
-          [S, K]; with `gumbel_per_row` and noise, a sample for each row, [rows, S, K].
+          [S, K]; with noise and `gumbel_per_row` or `fair`, a sample for each row, [rows, S, K].
         """
         if self.theta is None:
-            return tf.zeros([0, len(KINDS)])
+            return tf.zeros([0, len(self.kinds)])
         if draws is None:
             noise = 0.0
+        elif self.fair:
+            return fair_sample(draws.gumbel_rows(rows, self.theta.shape))
         elif self.gumbel_per_row:
             noise = draws.gumbel_rows(rows, self.theta.shape)  # [rows, S, K]
         else:
@@ -184,19 +203,19 @@ class PARTransformerXL(keras.Model):
         return self.tau if tau is None else tau
 
     def pi(self) -> np.ndarray:
-        """The probability of each layer type in each block, [L, K]; 0 or 1 in a fixed block."""
-        kinds, searched = list(KINDS), [kind == SEARCH for kind in self.architecture]
-        pi = np.zeros([len(self.blocks), len(kinds)])
+        """The probability of each of `kinds` in each block, [L, K]; 0 or 1 in a fixed block."""
+        searched = [kind == SEARCH for kind in self.architecture]
+        pi = np.zeros([len(self.blocks), len(self.kinds)])
         for block, kind in enumerate(self.architecture):
             if kind != SEARCH:
-                pi[block, kinds.index(kind)] = 1
+                pi[block, self.kinds.index(kind)] = 1
         if any(searched):
             pi[searched] = tf.nn.softmax(self.theta)
         return pi
 
     def most_likely(self) -> list[str]:
         """The most probable layer type of each block."""
-        return [list(KINDS)[kind] for kind in self.pi().argmax(axis=1)]
+        return [self.kinds[kind] for kind in self.pi().argmax(axis=1)]
 
     @property
     def architecture_parameters(self) -> list:
@@ -221,18 +240,18 @@ class Block(keras.layers.Layer):
     Input, output, residuals and norms are float32; layers compute in the precision of the policy.
 
     Args:
-      kind: a layer type of `KINDS`, or `search`.
-      place: the number of the block in the network; its dropout depends on it.
+      kinds: the layer types that it mixes, or one; and the place of the dropout of each, a number
+        that is unique in the network.
       sizes: the sizes of its layers.
       dropout_rate: dropout of each branch, before its residual.
     """
 
-    def __init__(self, kind: str, place: int, sizes: Sizes, dropout_rate: float, **kwargs):
+    def __init__(self, kinds: dict[str, int], sizes: Sizes, dropout_rate: float, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.kind, self.place, self.dropout_rate = kind, place, dropout_rate
+        self.dropout_places, self.dropout_rate = kinds, dropout_rate
         self.branches, self.norms = {}, {}
         with keras.name_scope(self.name):  # gives each weight of the network a unique path
-            for name in KINDS if kind == SEARCH else [kind]:
+            for name in kinds:
                 self.branches[name] = KINDS[name](sizes, dtype=self.dtype_policy, name=name)
                 if KINDS[name].post_norm:
                     self.norms[name] = LayerNorm(sizes.d_model, name=f"{name}_norm")
@@ -269,39 +288,40 @@ class Block(keras.layers.Layer):
             weights = tf.unstack(mixture)  # K scalars
         elif mixture is not None:
             weights = tf.unstack(mixture[:, None, None], axis=-1)  # K times [B, 1, 1]
-        outputs, new_memory = self.outputs(x, memory, bias, weights, draws)
+        context = self.context(x, memory) if self.needs_memory else None  # [B, C, D]
+        outputs = [self.branch(kind, x, context, bias, weight, draws)
+                   for kind, weight in zip(self.branches, weights, strict=True)]  # K x [B, T, D]
+        new_memory = None if context is None else context[:, x.shape[1]:]  # [B, M, D]
         return tf.add_n(outputs), new_memory
 
-    def outputs(self, x, memory, bias, weights, draws=None):
-        """The output of each layer, times its weight.
+    def context(self, x, memory):
+        """The memory [B, M, D] followed by x [B, T, D], in the precision of the layers."""
+        return tf.concat([memory, tf.cast(x, self.compute_dtype)], axis=1)  # [B, C, D]
+
+    def branch(self, kind, x, context, bias, weight, draws=None):
+        """The output of one layer, times its weight.
 
         Args:
-          x, memory, bias, draws: see `call`.
-          weights: of the K layers, scalars or [B, 1, 1].
+          kind: a layer type of the block.
+          x, bias, draws: see `call`.
+          context: [B, C, D], for layers that need memory.
+          weight: a scalar or [B, 1, 1].
 
         Returns:
-          K times [B, T, D]; and the memory for the next window, [B, M, D], or None.
+          float32 [B, T, D].
         """
-        inner, new_memory = tf.cast(x, self.compute_dtype), None  # [B, T, D]
-        if self.needs_memory:
-            context = tf.concat([memory, inner], axis=1)  # [B, C, D]
-            new_memory = context[:, x.shape[1]:]  # [B, M, D]
-        outputs = []
-        for (kind, layer), weight in zip(self.branches.items(), weights, strict=True):
-            if not layer.post_norm:
-                outputs.append(layer(x) * weight)  # [B, T, D]
-                continue
-            y = layer(inner, context, bias) if layer.needs_memory else layer(inner)  # [B, T, D]
-            y = tf.cast(y, tf.float32)  # [B, T, D]
-            y = dropout(y, self.dropout_rate, draws, dropout_place(self.place, kind))  # [B, T, D]
-            outputs.append(self.norms[kind](x + y, weight=weight))  # [B, T, D]
-        return outputs, new_memory
+        layer = self.branches[kind]
+        if not layer.post_norm:
+            return layer(x) * weight  # [B, T, D]
+        inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
+        y = layer(inner, context, bias) if layer.needs_memory else layer(inner)  # [B, T, D]
+        y = dropout(tf.cast(y, tf.float32), self.dropout_rate, draws, self.dropout_places[kind])
+        return self.norms[kind](x + y, weight=weight)  # [B, T, D]
 
     def attention_scores(self, x, memory, bias):
         """The attention weights of each position of x, in a block that attends: [H, B, T, C]."""
-        inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
         layer = next(layer for layer in self.branches.values() if layer.attends)
-        return layer.attend(inner, tf.concat([memory, inner], axis=1), bias)[1]
+        return layer.attend(tf.cast(x, self.compute_dtype), self.context(x, memory), bias)[1]
 
 
 class LayerNorm(keras.layers.Layer):
@@ -331,15 +351,6 @@ class LayerNorm(keras.layers.Layer):
         return normal * weight if each_row else normal
 
 
-def dropout_place(block: int, kind: str | None = None) -> int:
-    """A unique number for the dropout of a layer in a block; the embedding is one more block.
-
-    Only layers with a residual have dropout.
-    """
-    kinds = [name for name, layer in KINDS.items() if layer.post_norm]
-    return len(kinds) * block + (kinds.index(kind) if kind else 0)
-
-
 def dropout(x, rate, draws, place):
     """Inverted dropout; the identity without draws.
 
@@ -347,7 +358,7 @@ def dropout(x, rate, draws, place):
       x: float32, any shape.
       rate: the fraction of elements set to zero.
       draws: the random numbers of a step, or None.
-      place: unique for each use in the network: `dropout_place`.
+      place: a number that is unique for each use in the network.
     """
     if draws is None or not rate:
         return x
@@ -373,3 +384,20 @@ def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):
         return soft
     hard = tf.one_hot(tf.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)  # [..., K]
     return hard + (soft - tf.stop_gradient(soft))
+
+
+def fair_sample(noise):
+    """One-hot samples that contain each layer type once in every K rows, in random order.
+
+    Strict fairness of Chu et al. 2019 ("FairNAS"), equation 3.
+
+    Args:
+      noise: [rows, S, K], continuous and independent.
+
+    Returns:
+      [rows, S, K].
+    """
+    rows, _, K = noise.shape
+    orders = tf.argsort(noise[::K], axis=-1)  # [rows / K, S, K], a permutation of the layer types
+    orders = tf.transpose(tf.one_hot(orders, K), [0, 2, 1, 3])  # [rows / K, K, S, K]
+    return tf.reshape(orders, [-1, *noise.shape[1:]])[:rows]  # [rows, S, K]

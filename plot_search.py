@@ -37,7 +37,7 @@ with cli.quiet():
     from PIL import Image
 
     from evaluate import means, read_evaluations
-    from layers import KINDS, without_identity
+    from layers import kinds_of, without_identity
     from support import files, pictures
     from support.events import curves
     from training.recording import entropy
@@ -65,6 +65,7 @@ class SearchFigure:
             raise InputError(f"{run.folder} has no record of a search: its architecture is fixed, "
                              "or it has just begun")
         self.steps, self._pi = recorded["pi/all"]  # [S], [S, L, K]
+        self._kinds = kinds_of(run.settings.kinds, run.settings.architecture)  # K
         self._name = f"{run.folder.name}, {run.data['corpus']}"
         self.figure = pyplot.figure(figsize=(8, 5.6), dpi=80, layout="constrained")
         self.figure.get_layout_engine().set(w_pad=0.1)
@@ -106,7 +107,7 @@ class SearchFigure:
         """Draws record `number` of the S. Returns the picture, in grey."""
         step = self.steps[number]
         title = f"pi at step {step:,} of {self._name}"
-        pictures.draw_pi(self._heat_map, self._pi[number], list(KINDS), title)
+        pictures.draw_pi(self._heat_map, self._pi[number], self._kinds, title)
         for mark in self._marks:
             mark.set_xdata([step] * 2)
         return Image.fromarray(pictures.pixels(self.figure)).convert("L").quantize(SHADES)

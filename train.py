@@ -151,7 +151,7 @@ def train_epoch(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[
             write_line(trainer, recorder)
         if trainer.step == end:  # `validate` saves
             if SEARCH in trainer.model.architecture:
-                recorder.heat_map(end, trainer.model.pi())
+                recorder.heat_map(end, trainer.model.kinds, trainer.model.pi())
         elif trainer.step == next_save or since_save >= save_seconds:
             trainer.complete_state()
             recorder.save(trainer.step)
@@ -174,7 +174,7 @@ def write_line(trainer: Trainer, recorder: Recorder):
         "training/learning_rate": trainer.learning_rate, "training/tau": trainer.tau,
         "training/tokens_per_second": speed})
     if SEARCH in trainer.model.architecture:
-        recorder.pi(step, trainer.model.pi())
+        recorder.pi(step, trainer.model.kinds, trainer.model.pi())
 
 
 def validate(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[], None]) -> dict:
@@ -199,7 +199,8 @@ def results(trainer: Trainer, scores: dict, config: dict, device: str) -> dict:
     return {
         "corpus": trainer.metadata["corpus"], "steps": trainer.step, "wall_seconds": seconds,
         "train_seconds": float(totals.seconds),
-        "tokens_per_second": float(totals.targets) / seconds, **scores, "pi": model.pi().tolist(),
+        "tokens_per_second": float(totals.targets) / seconds, **scores, "kinds": model.kinds,
+        "pi": model.pi().tolist(),
         "architecture": as_letters(model.most_likely()), "parameters": model.count_params(),
         "versions": versions(), "device": device, "flags": config["flags"],
     }
@@ -247,7 +248,7 @@ def architecture(source: TrainedRun | None) -> list[str]:
     if text == SEARCH:
         return [SEARCH] * NUM_LAYERS.value
     if text == "random":
-        choice = [layer.letter for layer in KINDS.values()]
+        choice = [KINDS[kind].letter for kind in flags.FLAGS.kinds]
         text = "".join(np.random.default_rng(flags.FLAGS.seed).choice(choice, NUM_LAYERS.value))
     if not set(text) <= set(letters()):
         raise InputError(f"unknown architecture '{text}': use search, random, a letter for each "
@@ -279,7 +280,7 @@ def report_caveats(trainer: Trainer, recorder: Recorder):
             recorder.say(f"{split}: word perplexity and bits per byte not given: "
                          f"{unknown:,} characters are unknown to the tokenizer")
     if trainer.settings.latency_weight:
-        times = [f"{kind} {ms:.2f}" for kind, ms in zip(KINDS, trainer.latency())]
+        times = [f"{kind} {ms:.2f}" for kind, ms in zip(trainer.model.kinds, trainer.latency())]
         recorder.say("milliseconds per window: " + ", ".join(times))
     warmup_steps = trainer.settings.warmup_steps
     if warmup_steps >= trainer.total_steps:

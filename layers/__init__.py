@@ -1,19 +1,22 @@
 """The layer types. To add one, write a subclass of `Kind` and register it in `KINDS`.
 
-The choices of a search, the letters of architectures, costs, latencies and pictures all follow from
-`KINDS`. `ops` holds shared operations, `draws` the random numbers of a step.
+Letters of architectures, costs, latencies and pictures all follow from `KINDS`; a search mixes the
+types that it is given. `ops` holds shared operations, `draws` the random numbers of a step.
 """
 
 from typing import Sequence
 
-from layers.attention import RelativeAttention
-from layers.dense import FeedForward
+from layers.attention import LocalAttention, RelativeAttention
+from layers.dense import FeedForward, HalfFeedForward, QuarterFeedForward
 from layers.kind import Identity, Kind
 
 KINDS: dict[str, type[Kind]] = {
     "attention": RelativeAttention,
     "dense": FeedForward,
     "identity": Identity,
+    "local": LocalAttention,
+    "half": HalfFeedForward,
+    "quarter": QuarterFeedForward,
 }
 SEARCH = "search"  # a block that mixes all layer types
 
@@ -42,6 +45,16 @@ def as_letters(architecture: Sequence[str]) -> str:
 def from_letters(text: str) -> list[str]:
     """The layer type of each block of an architecture given as letters."""
     return [letters()[letter] for letter in text]
+
+
+def kinds_of(searched: Sequence[str], architecture: Sequence[str]) -> list[str]:
+    """The layer types of a network in the order of `KINDS`, which is that of pi.
+
+    Args:
+      searched: the layer types that a search weighs.
+      architecture: the layer type of each block, or `search`.
+    """
+    return [kind for kind in KINDS if kind in {*searched, *architecture}]
 
 
 def without_identity(architecture: str) -> str:

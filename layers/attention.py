@@ -10,6 +10,7 @@ from layers.kind import Kind, Sizes
 from layers.ops import linear
 
 MASKED = -1e9  # added to the scores of masked positions
+REACH = 32  # positions that local attention sees; ours
 
 
 def score_bias(seq_len: int, mem_len: int, filled):
@@ -87,14 +88,17 @@ class RelativeAttention(Kind):
 
     def attend(self, x, context, bias):
         """The concatenated outputs of the heads, [B, T, D], and their weights, [H, B, T, C]."""
+        return self.attend_to(linear(context, self.key_value), x, bias)
+
+    def attend_to(self, key_value, x, bias):
+        """`attend`, given the keys and values of the context, [B, C, 2 D]."""
         B, T, D = x.shape
-        H, C = self.sizes.num_heads, context.shape[1]
+        H, C = self.sizes.num_heads, key_value.shape[1]
         scale = (D // H) ** -0.5  # of the scores; applied to the weights, which have fewer elements
         u = tf.reshape(self.content_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         v = tf.reshape(self.position_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])  # [B, T, H, D/H]
         query = tf.transpose(query, [2, 0, 1, 3])  # [H, B, T, D/H]
-        key_value = linear(context, self.key_value)  # [B, C, 2 D]
         key_value = tf.reshape(key_value, [B, C, 2, H, D // H])  # [B, C, 2, H, D/H]
         key, value = tf.unstack(tf.transpose(key_value, [2, 3, 0, 1, 4]))  # [H, B, C, D/H] each
         distances = np.pad(sinusoids(C, D), [[1, 0], [0, 0]])  # [C + 1, D], row 0 to be shifted
@@ -117,3 +121,45 @@ class RelativeAttention(Kind):
         D, M = self.sizes.d_model, self.sizes.mem_len
         C = M + T
         return B * (T * (4 * D * D + 3 * C * D) + 2 * M * D * D) + C * D * D
+
+
+class LocalAttention(RelativeAttention):
+    """Attention to the last `REACH` positions, the own one included.
+
+    A window is cut into parts of up to `REACH` positions. Each part attends to itself and to the
+    `REACH` positions before it, so that the cost per position does not grow with T or M.
+    """
+
+    letter = "l"
+    attends = False  # its weights are those of parts
+
+    def call(self, x, context, bias):
+        """As for `RelativeAttention`."""
+        B, T, D = x.shape
+        part = min(REACH, T)
+        parts = -(-T // part)
+        padding = parts * part - T  # positions after the last
+        first = context.shape[1] - T  # of x in the context, and of the keys that part 0 sees below
+        context = tf.pad(context, [[0, 0], [REACH, padding], [0, 0]])
+        bias = tf.pad(bias, [[0, padding], [REACH, padding]], constant_values=MASKED)
+        key_value = linear(context[:, first:], self.key_value)  # [B, REACH + parts part, 2 D]
+        query, key = np.arange(part)[:, None], np.arange(REACH + part)
+        far = np.where((query < key) & (key <= query + REACH), np.float32(0), MASKED)
+        seen, biases = [], []
+        for start in range(0, parts * part, part):
+            end = start + REACH + part
+            seen.append(key_value[:, start:end])  # [B, REACH + part, 2 D]
+            biases.append(bias[start:start + part, first + start:first + end] + far)
+        seen = tf.reshape(tf.stack(seen, axis=1), [B * parts, REACH + part, 2 * D])
+        biases = tf.tile(tf.stack(biases), [B, 1, 1])  # [B parts, part, REACH + part]
+        x = tf.reshape(tf.pad(x, [[0, 0], [0, padding], [0, 0]]), [B * parts, part, D])
+        y = linear(self.attend_to(seen, x, biases)[0], self.output_kernel)  # [B parts, part, D]
+        return tf.reshape(y, [B, parts * part, D])[:, :T]  # [B, T, D]
+
+    def multiply_adds(self, B: int, T: int) -> float:
+        """As for `RelativeAttention`, with C = REACH + part for the T positions of all parts."""
+        D = self.sizes.d_model
+        part = min(REACH, T)
+        T += -T % part
+        C = REACH + part
+        return B * (T * (4 * D * D + 3 * C * D) + 2 * REACH * D * D) + C * D * D

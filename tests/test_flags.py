@@ -28,6 +28,7 @@ TRAIN = dict(
         ["search", "random", "ad", "iii", "sds"], ["", "x", "A", "a d", ".", "no/such/run"]),
     init_from=([], [".", "no/such/run"]),
     num_layers=(["1", "2", "3"], NO_SIZE),
+    kinds=(["attention,dense,identity", "identity", "dense,local"], ["", "x", "dense,"]),
     d_model=(["1", "4", "6"], NO_SIZE),
     num_heads=(["1", "2", "4"], NO_SIZE),
     d_ffn=(["1", "5"], NO_SIZE),
@@ -42,7 +43,7 @@ TRAIN = dict(
     tau_start=(["0.001", "2", "1e6"], [*NO_FLOAT, "0"]),
     tau_end=(["0.001", "1", "1e6"], [*NO_FLOAT, "0"]),
     tau_is_trainable=BOOLEAN,
-    search=(["joint", "alternating"], ["", "x"]),
+    search=(["joint", "alternating", "uniform", "fair"], ["", "x"]),
     arch_share=(["0.01", "0.99"], [*NO_FLOAT, "0", "1"]),
     arch_lr_factor=(["0", "10"], NO_FLOAT),
     gumbel_per_row=BOOLEAN,
@@ -77,10 +78,13 @@ def conflict(given: dict) -> bool:
         return float(given.get(name, BASE[name]))
 
     architecture, alternating = given.get("architecture"), given.get("search") == "alternating"
+    untrained = given.get("search") in ("uniform", "fair")
     return any((
         number("d_model") % number("num_heads"),
         "arch_share" in given and not alternating,
         "tau_end" in given and given.get("tau_is_trainable") == "true",
+        untrained and any(given.get(name, off) != off for name, off in OF_A_SEARCH.items()
+                          if name not in ("search", "gumbel_per_row")),
         architecture in ("random", "ad", "iii")
         and any(given.get(name, off) != off for name, off in OF_A_SEARCH.items()),
         architecture in ("ad", "iii") and number("num_layers") != len(architecture),

@@ -1,4 +1,4 @@
-"""A fourth layer type, added as CONTRIBUTING.md says: one class, one line."""
+"""The layer types beside those of the paper, and one added as CONTRIBUTING.md says."""
 
 import re
 
@@ -12,6 +12,8 @@ from test_docs import example
 
 import layers
 import train
+from layers import attention
+from layers.dense import FeedForward
 from layers.kind import Sizes
 from model import PARTransformerXL
 from support import pictures
@@ -23,8 +25,11 @@ from training.trained_run import TrainedRun
 WIDTH = 3  # positions that the convolution of CONTRIBUTING.md sees
 
 
+KINDS = ["attention", "dense", "identity", "convolution"]
+
+
 @pytest.fixture(autouse=True)
-def four_kinds(monkeypatch):
+def convolution(monkeypatch):
     """The class and line of CONTRIBUTING.md are in force."""
     monkeypatch.setitem(layers.KINDS, "convolution", None)  # so that it is removed afterwards
     exec(example("CONTRIBUTING.md", "How to add"), vars(layers) | {"tf": tf})
@@ -34,22 +39,27 @@ def test_a_search_weighs_it(run_train, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "architecture_heat_map", lambda pi, kinds, title: drawn.append(
         (np.shape(pi), kinds)) or np.zeros([9, 9, 3], np.uint8))
-    folder = run_train(max_steps=6, log_every=3, latency_weight=0.1, fresh=True)
+    folder = run_train(max_steps=6, log_every=3, latency_weight=0.1, kinds=KINDS, fresh=True)
     results = results_of(folder)
     assert np.shape(results["pi"]) == (2, 4) and np.ptp(results["pi"]) > 0
     assert np.allclose(np.sum(results["pi"], axis=1), 1)
     assert events_of(folder / "train")[0]["pi/convolution_blocks"].keys() == {3, 6}
-    assert drawn[-1] == ((2, 4), ["attention", "dense", "identity", "convolution"])
+    assert drawn[-1] == ((2, 4), KINDS) and results["kinds"] == KINDS
     log = (folder / "training_log.log").read_text()
-    times = "".join(rf" {kind} \d+\.\d\d,?" for kind in layers.KINDS)
+    times = "".join(rf" {kind} \d+\.\d\d,?" for kind in KINDS)
     assert re.search(f"milliseconds per window:{times}\n", log)
 
 
-def test_a_fixed_network_has_it_and_carries_its_memory(run_train):
+def test_a_fixed_network_has_it(run_train):
     folder = run_train(architecture="ca", max_steps=40, log_every=10, fresh=True)
     losses = events_of(folder / "train")[0]["metrics/loss"]
     assert results_of(folder)["architecture"] == "ca" and losses[40] < losses[10]
-    net = PARTransformerXL(30, ["convolution", "identity"], d_model=8, num_heads=2, mem_len=4)
+
+
+@pytest.mark.parametrize("kind", ["convolution", "local"])
+def test_it_is_causal_and_carries_its_memory(kind, monkeypatch):
+    monkeypatch.setattr(attention, "REACH", 3)
+    net = PARTransformerXL(30, [kind, "identity"], d_model=8, num_heads=2, mem_len=4)
     tokens = tf.constant(np.random.default_rng(0).integers(4, 30, [2, 8]), tf.int32)
     nothing = tf.random.normal(net.empty_memory(2).shape)  # masked, whatever it holds
     whole, _ = PARTransformerXL.call(net, tokens, nothing, filled=0)
@@ -61,12 +71,39 @@ def test_a_fixed_network_has_it_and_carries_its_memory(run_train):
     assert np.allclose(later[:, :7], whole[:, :7]) and not np.allclose(later[:, 7], whole[:, 7])
 
 
+@pytest.mark.parametrize("seq_len, mem_len", [(6, 6), (7, 2), (2, 9), (9, 0)])
+def test_local_attention_is_attention_with_what_is_far_masked(seq_len, mem_len, monkeypatch):
+    monkeypatch.setattr(attention, "REACH", 3)
+    sizes, rng = Sizes(8, 2, 16, mem_len), np.random.default_rng(0)
+    local, whole = attention.LocalAttention(sizes), attention.RelativeAttention(sizes)
+    for mine, theirs in zip(local.weights, whole.weights, strict=True):
+        for variable in (mine, theirs):
+            variable.assign(np.random.default_rng(mine.shape[0]).normal(size=mine.shape))
+    context = tf.constant(rng.normal(size=[2, mem_len + seq_len, 8]), tf.float32)
+    bias = attention.score_bias(seq_len, mem_len, filled=min(mem_len, 4)).numpy()
+    far = bias.copy()
+    for i in range(seq_len):
+        far[i, :max(0, mem_len + i - 2)] = attention.MASKED  # of the last three, the third is i - 2
+    x = context[:, mem_len:]
+    assert np.allclose(local(x, context, bias), whole(x, context, far), atol=1e-5)
+    assert not np.allclose(local(x, context, bias), whole(x, context, bias), atol=1e-2)
+
+
+def test_dense_layers_may_be_half_or_a_quarter_as_wide():
+    sizes = Sizes(d_model=8, num_heads=2, d_ffn=32, mem_len=4)
+    of_width = {width: FeedForward(Sizes(8, 2, width, 4)) for width in (16, 8)}
+    for kind, width in (("half", 16), ("quarter", 8)):
+        layer = layers.KINDS[kind](sizes)
+        assert [w.shape for w in layer.weights] == [w.shape for w in of_width[width].weights]
+        assert layer.multiply_adds(3, 5) == of_width[width].multiply_adds(3, 5)
+
+
 def test_a_random_architecture_may_have_it():
     drawn = set()
     for seed in range(9):
-        with flagsaver.flagsaver(architecture="random", num_layers=9, seed=seed):
+        with flagsaver.flagsaver(architecture="random", num_layers=9, seed=seed, kinds=KINDS):
             drawn |= set(train.architecture(None))
-    assert drawn == {"attention", "dense", "identity", "convolution"}
+    assert drawn == {*KINDS}
 
 
 def test_its_costs_and_its_time_count():
@@ -76,19 +113,19 @@ def test_its_costs_and_its_time_count():
     certain = np.eye(30)[0]
     added = costs.flops(both, 4, 8, certain) - costs.flops(dense, 4, 8, certain)
     assert added == 2 * 4 * 8 * WIDTH * 8 * 8
-    assert layer_latency(Sizes(16, 2, 32, 8), 2, 8, jit_compile=False).shape == (4,)
+    assert layer_latency(KINDS, Sizes(16, 2, 32, 8), 2, 8, jit_compile=False).shape == (4,)
 
 
 @pytest.mark.parametrize("letter, other", [("d", "dense"), ("s", "search")])
 def test_two_kinds_do_not_share_a_letter(letter, other, monkeypatch):
-    assert layers.letters() == {
-        "a": "attention", "d": "dense", "i": "identity", "c": "convolution", "s": "search"}
+    assert layers.letters()["c"] == "convolution"
     monkeypatch.setattr(layers.KINDS["convolution"], "letter", letter)
     with pytest.raises(ValueError, match=f"convolution and {other} have the same letter, {letter}"):
         layers.letters()
 
 
-def test_a_search_among_other_kinds_is_not_mistaken_for_one_among_these(search_run):
-    message = "searched among attention, dense, identity, but layers.KINDS has .*, convolution"
-    with pytest.raises(InputError, match=message):
-        TrainedRun(search_run).network()
+def test_a_run_with_a_layer_type_that_is_gone_is_refused(run_train, monkeypatch):
+    folder = run_train(max_steps=2, kinds=KINDS, fresh=True)
+    monkeypatch.delitem(layers.KINDS, "convolution")
+    with pytest.raises(InputError, match="type 'convolution', but layers.KINDS has only attention"):
+        TrainedRun(folder).network()

@@ -22,6 +22,7 @@ from model import Block, PARTransformerXL
 B, T, M, D, H, F, V = 2, 4, 3, 8, 2, 16, 30
 C = M + T
 SIZES = Sizes(D, H, F, M)
+SEARCHED = {"attention": 0, "dense": 1, "identity": 2}  # and the places of their dropout
 
 
 def randomised(layer, seed=0):
@@ -203,7 +204,7 @@ def test_dense_has_its_width_and_starts_as_glorot_says(d_ffn):
 
 
 def test_a_search_block_is_the_weighted_sum_of_its_branches():
-    block = randomised(Block("search", 0, SIZES, 0.0))
+    block = randomised(Block(SEARCHED, SIZES, 0.0))
     rng = np.random.default_rng(2)
     x, memory = rng.normal(size=[B, T, D]), rng.normal(size=[B, M, D])
     weights = [v.numpy().astype(np.float64) for v in block.branches["attention"].weights]
@@ -237,7 +238,7 @@ def test_every_branch_teaches_the_search():
     with tf.GradientTape() as tape:
         value = loss()
     gradient, theta = tape.gradient(value, net.theta).numpy()[0], net.theta.numpy()
-    for kind in range(len(KINDS)):
+    for kind in range(len(net.kinds)):
         sides = []
         for sign in (1, -1):
             moved = theta.copy()
@@ -250,7 +251,8 @@ def test_every_branch_teaches_the_search():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
-    fixed, search = Block(kind, 0, SIZES, 0.0), randomised(Block("search", 0, SIZES, 0.0))
+    fixed = Block({kind: 0}, SIZES, 0.0)
+    search = randomised(Block(dict.fromkeys(KINDS, 0), SIZES, 0.0))
     if kind != "identity":
         for part in ("branches", "norms"):
             for mine, theirs in zip(
@@ -261,7 +263,7 @@ def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
         tf.random.stateless_normal([B, T, D], [1, 1]),
         tf.random.stateless_normal([B, M, D], [2, 2]),
     )
-    bias, one_hot = score_bias(T, M, M), tf.one_hot(list(KINDS).index(kind), 3)
+    bias, one_hot = score_bias(T, M, M), tf.one_hot(list(KINDS).index(kind), len(KINDS))
     inputs = {"memory": memory, "bias": bias}
     assert np.allclose(fixed(x, **inputs)[0], search(x, **inputs, mixture=one_hot)[0], atol=1e-5)
     norm = 2 * D
@@ -271,12 +273,15 @@ def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
             "attention": 5 * D * D + 2 * D + norm,
             "dense": 2 * D * F + F + D + norm,
             "identity": 0,
+            "local": 5 * D * D + 2 * D + norm,
+            "half": D * F + F // 2 + D + norm,
+            "quarter": D * F // 2 + F // 4 + D + norm,
         }[kind]
     )
 
 
 def test_dropout_zeroes_a_share_and_scales_the_rest():
-    block = Block("dense", 0, SIZES, 0.25)
+    block = Block({"dense": 0}, SIZES, 0.25)
     block.branches["dense"].call, block.norms["dense"].call = tf.ones_like, lambda x, weight: x
     x = tf.zeros([50, 40, D])
     y = block(x, draws=Draws(0, 0))[0].numpy()
@@ -666,12 +671,24 @@ def test_a_compiled_gradient_equals_the_graph_mode_one():
         assert np.allclose(one, other, atol=1e-5)
 
 
+def test_fair_samples_contain_each_layer_type_once_in_every_k_rows():
+    K, samples = 3, []
+    for seed in range(300):
+        sample = model.fair_sample(tf.random.stateless_normal([8, 2, K], [seed, 0])).numpy()
+        assert sample.shape == (8, 2, K) and np.all(sample.sum(axis=2) == 1)
+        assert np.all(sample[:3].sum(axis=0) == 1) and np.all(sample[3:6].sum(axis=0) == 1)
+        assert np.all(sample[6:].sum(axis=0) <= 1)  # the rest of a third group
+        samples.append(sample[:3].argmax(axis=2))
+    orders = np.unique(np.reshape(np.moveaxis(samples, 2, 1), [-1, 3]), axis=0, return_counts=True)
+    assert len(orders[0]) == 6 and np.all(np.abs(orders[1] - 100) < 40)  # of 600, alike
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         (
-            dict(architecture=["search", "convolution"]),
-            "unknown layer type 'convolution': choose from attention, dense, identity, search",
+            dict(architecture=["search", "pooling"]),
+            f"unknown layer type 'pooling': choose from {', '.join(KINDS)}",
         ),
         (
             dict(architecture=["search"], d_model=10, num_heads=4),

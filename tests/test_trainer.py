@@ -93,6 +93,19 @@ def test_a_joint_search_trains_both_in_every_step(trainer_of):
     assert {int(optimizer.iterations) for optimizer, _ in trainer._groups.values()} == {5}
 
 
+@pytest.mark.parametrize("search, per_row", [
+    ("uniform", False), ("uniform", True), ("fair", False)])
+def test_a_search_of_uniform_draws_trains_the_drawn_layers_alone(search, per_row, trainer_of):
+    trainer = trainer_of(search=search, gumbel_per_row=per_row, kinds=["dense", "identity"])
+    weights, = weights_after(trainer, 5)
+    assert np.all(weights[0] == 0) and np.allclose(trainer.model.pi(), 0.5)
+    samples = np.concatenate([np.reshape(trainer.model.sample(
+        tau=0.1, draws=Draws(0, step), rows=BATCH_SIZE), [-1, 2, 2]) for step in range(200)])
+    assert len(samples) == 200 * (BATCH_SIZE if per_row or search == "fair" else 1)
+    assert np.all(np.sort(samples, axis=2) == [0, 1])
+    assert samples.mean(axis=0) == pytest.approx(0.5 * np.ones([2, 2]), abs=0.1)
+
+
 def test_the_learning_rate_of_the_architecture_is_scaled(trainer_of):
     sgd = dict(opt_name="sgd", warmup_steps=0, dropout_rate=0.0)
     once, = weights_after(trainer_of(arch_lr_factor=1.0, **sgd), 2)
@@ -127,7 +140,7 @@ def test_a_search_that_pays_for_time_prefers_what_is_quick(run_train):
     table = np.array([5.0, 1.0, 2.0])
     settings = dict(latency_weight=1.0, warmup_steps=0, accumulate=2)
 
-    def measured(sizes, B, T, jit_compile):  # of the whole batch, whatever --accumulate is
+    def measured(kinds, sizes, B, T, jit_compile):  # of the whole batch, whatever --accumulate is
         assert (B, T) == (4, 8)
         return table
 
@@ -167,14 +180,16 @@ def test_expected_latency_is_the_sampled_mixture_of_the_table(trainer_of):
 
 
 def test_layers_are_timed():
-    attention, dense, identity = layer_latency(Sizes(128, 4, 1024, 16), 32, 32, jit_compile=False)
+    attention, dense, identity = layer_latency(
+        ["attention", "dense", "identity"], Sizes(128, 4, 1024, 16), 32, 32, jit_compile=False)
     assert 0 < identity < min(attention, dense) and max(attention, dense) < 1000
 
 
 def test_the_times_of_layers_are_milliseconds(monkeypatch):
     clock = itertools.count(step=0.002)  # seconds from look to look
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    assert layer_latency(Sizes(8, 2, 16, 6), 2, 4, jit_compile=False) == pytest.approx([2, 2, 2])
+    times = layer_latency(["dense", "identity"], Sizes(8, 2, 16, 6), 2, 4, jit_compile=False)
+    assert times == pytest.approx([2, 2])
 
 
 def test_the_start_of_an_epoch_equals_a_plain_loop(trainer_of, data_dir):

@@ -1,89 +1,178 @@
-"""Scores every subnetwork of a search with the weights of the search.
+"""Scores subnetworks of a search with the weights of the search, and searches for good ones.
 
-B batch, T sequence length, M memory length, C = M + T context, D model width, L blocks, K layer
-types of a block, P subnetworks of the blocks so far, N subnetworks of all blocks.
+B batch, T sequence length, M memory length, C = M + T context, D model width, L blocks, N
+subnetworks, W windows.
 """
 
 import itertools
 import math
-from typing import Iterable
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from layers.attention import score_bias
 from model import PARTransformerXL
-from training.scoring import filled_memory, real_targets
+from training.scoring import real_targets
+
+Architecture = tuple[str, ...]  # the layer type of each block, L
+
+PARENTS, CHILDREN = 10, 50  # of a generation; as in Guo et al. 2019, appendix A
+MUTATION = 0.1  # probability that a block of a child changes; the same
 
 
 def num_architectures(model: PARTransformerXL) -> int:
-    """N, which is K^L for a search in all L blocks."""
+    """The number of subnetworks, K^L for a search among K layer types in all L blocks."""
     return math.prod(len(block.branches) for block in model.blocks)
 
 
-def architectures(model: PARTransformerXL) -> list[tuple[str, ...]]:
-    """The layer types of each subnetwork: N tuples of length L."""
+def architectures(model: PARTransformerXL) -> list[Architecture]:
+    """All subnetworks."""
     return list(itertools.product(*(block.branches for block in model.blocks)))
 
 
 class ChoiceScorer:
-    """Scores all subnetworks at once. Those with the same first blocks share their computation.
+    """Scores subnetworks on consecutive windows, from an empty memory.
 
-    The outputs of P subnetworks of the blocks so far lie in the batch, [P B, T, D], and the next
-    block turns them into K P. So the first block runs once and the last for N / K subnetworks,
-    whereas N separate networks would run each block N times.
+    Subnetworks with the same first blocks share their computation: the first block runs at most K
+    times, once for each layer type.
 
     Args:
       model: a search.
+      windows: W windows, int32 [B, T + 1] each.
+      scored: called with the number of subnetworks scored so far, after each.
     """
 
-    def __init__(self, model: PARTransformerXL):
-        self._model = model
-        self._compiled = tf.function(self._window)
+    def __init__(self, model: PARTransformerXL, windows: Iterable[np.ndarray],
+                 scored: Callable[[int], None] = lambda number: None):
+        self._model, self._windows = model, [tf.constant(window) for window in windows]
+        self._scored, self._number = scored, 0
+        self._embed = tf.function(lambda window: model.embed(window[:, :-1]))
+        self._branches = {(number, kind): self._branch(number, kind)
+                          for number, block in enumerate(model.blocks) for kind in block.branches}
+        self._window_nll = tf.function(self._nll)
+        self.targets = sum(int(tf.reduce_sum(real_targets(window))) for window in self._windows)
 
-    def __call__(self, windows: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
-        """Scores consecutive windows, int32 [B, T + 1] each, from an empty memory.
+    def __call__(self, choices: Sequence[Architecture]) -> np.ndarray:
+        """The mean loss of each subnetwork, in nats per token: float64 [N]."""
+        losses = {}
+        self._score(sorted(choices), 0, [self._embed(window) for window in self._windows], losses)
+        return np.array([losses[choice] for choice in choices])
 
-        Returns:
-          The summed negative log-likelihood of each subnetwork in nats, float64 [N], in the order
-          of `architectures`; and the number of targets.
+    def _score(self, choices: list[Architecture], number: int, inputs: list, losses: dict):
+        """Adds the losses of subnetworks, which agree before block `number`.
+
+        Args:
+          choices: the subnetworks, sorted.
+          number: of a block.
+          inputs: the input of the block for each window, W times [B, T, D].
+          losses: by subnetwork.
         """
-        memories, total, targets = None, 0.0, 0
-        for number, window in enumerate(windows):
-            window = tf.constant(window)
-            memories = memories or self._empty_memories(len(window))
-            nll, memories = self._compiled(window, memories, tf.constant(number))
-            total += nll.numpy().astype(np.float64)
-            targets += int(tf.reduce_sum(real_targets(window)))
-        return total, targets
+        if number == len(self._model.blocks):
+            nll = [float(self._window_nll(*each)) for each in zip(inputs, self._windows)]
+            losses[choices[0]] = sum(nll) / self.targets
+            self._number += 1
+            self._scored(self._number)
+            return
+        for kind, same in itertools.groupby(choices, lambda choice: choice[number]):
+            memory, outputs = self._empty_memory(number), []
+            for window, x in enumerate(inputs):
+                y, memory = self._branches[number, kind](x, memory, tf.constant(window))
+                outputs.append(y)  # [B, T, D]
+            self._score(list(same), number + 1, outputs, losses)
 
-    def _empty_memories(self, rows: int) -> list:
-        """The memory of each block for all subnetworks of the blocks before it: L x [P B, M, D]."""
-        memories, networks = [], 1
-        for block in self._model.blocks:
-            M, D = self._model.sizes.mem_len, self._model.sizes.d_model
-            memories.append(tf.zeros([networks * rows, M, D], block.compute_dtype))
-            networks *= len(block.branches)
-        return memories
+    def _empty_memory(self, number: int):
+        rows = self._windows[0].shape[0]
+        block, sizes = self._model.blocks[number], self._model.sizes
+        return tf.zeros([rows, sizes.mem_len, sizes.d_model], block.compute_dtype)  # [B, M, D]
 
-    def _window(self, window, memories, number):
-        """The loss of each subnetwork on a window, [N], and the next memories, L x [P B, M, D]."""
-        B, T = window.shape[0], window.shape[1] - 1
-        model, filled = self._model, filled_memory(self._model, window, number)
-        bias = score_bias(T, model.sizes.mem_len, filled)  # [T, C]
-        x, new_memories = model.embed(window[:, :-1]), []  # [B, T, D]
-        for block, memory in zip(model.blocks, memories):
-            weights = [tf.constant(1.0)] * len(block.branches)  # Keras would cast a number
-            outputs, new_memory = block.outputs(x, memory, bias, weights)  # K x [P B, T, D]
-            new_memories.append(memory if new_memory is None else new_memory)
-            by_network = [tf.reshape(each, [-1, B, T, each.shape[-1]]) for each in outputs]
-            x = tf.stack(by_network, axis=1)  # [P, K, B, T, D]
-            x = tf.reshape(x, [-1, T, x.shape[-1]])  # [P K B, T, D]
-        hidden = tf.reshape(model.hidden(x), [-1, B * T, x.shape[-1]])  # [N, B T, D]
-        labels = tf.reshape(window[:, 1:], [-1])  # [B T]
-        real = tf.reshape(real_targets(window), [-1])  # [B T]
+    def _branch(self, number: int, kind: str):
+        """A compiled function: one layer of a block, on a window."""
+        block, M = self._model.blocks[number], self._model.sizes.mem_len
 
-        def nll(hidden):
-            return tf.reduce_sum(model.softmax(hidden, labels) * real)  # []
+        @tf.function
+        def branch(x, memory, window):
+            T = x.shape[1]
+            bias = score_bias(T, M, tf.minimum(window * T, M))  # [T, C]
+            context = block.context(x, memory)  # [B, C, D]
+            one = tf.constant(1.0)  # Keras would cast a number
+            y = block.branch(kind, x, context, bias, weight=one)  # [B, T, D]
+            return y, context[:, T:]  # [B, T, D], [B, M, D]
 
-        return tf.map_fn(nll, hidden), new_memories  # [N]
+        return branch
+
+    def _nll(self, x, window):
+        """The summed loss of a window [B, T + 1] for the output of the last block [B, T, D]."""
+        hidden = tf.reshape(self._model.hidden(x), [-1, x.shape[-1]])  # [B T, D]
+        nll = self._model.softmax(hidden, tf.reshape(window[:, 1:], [-1]))  # [B T]
+        return tf.reduce_sum(nll * tf.reshape(real_targets(window), [-1]))  # []
+
+
+class Budget:
+    """An upper limit of the costs of a subnetwork, such as milliseconds and FLOPs.
+
+    Args:
+      costs: of each layer type, an array of one number for each limit.
+      limits: the same numbers for a subnetwork; infinity for none. Also an attribute.
+    """
+
+    def __init__(self, costs: dict[str, np.ndarray], limits: Sequence[float]):
+        self._costs, self.limits = costs, np.array(limits)
+
+    def __contains__(self, choice: Architecture) -> bool:
+        return bool(np.all(sum(self._costs[kind] for kind in choice) <= self.limits))
+
+    def cheapest(self, kinds: Iterable[str]) -> str:
+        """The layer type that takes the smallest part of the budget."""
+        return min(kinds, key=lambda kind: np.max(self._costs[kind] / self.limits))
+
+
+def evolve(score: Callable[[Sequence[Architecture]], np.ndarray],
+           blocks: Sequence[Sequence[str]], budget: Budget, num_choices: int,
+           seed: int) -> dict[Architecture, float]:
+    """Evolutionary search for the subnetworks of lowest loss (Guo et al. 2019, algorithm 1).
+
+    Each generation adds children of the best subnetworks so far: mutations of one and crossovers of
+    two. A child beyond the budget gets the cheapest layer type in random blocks until it fits.
+
+    Args:
+      score: the loss of each of some subnetworks.
+      blocks: the layer types of each block, L.
+      budget: for all subnetworks; the cheapest must be within it.
+      num_choices: the number of subnetworks to score; fewer if the budget has fewer.
+      seed: of the random numbers.
+
+    Returns:
+      The loss of each subnetwork that was scored.
+    """
+    rng = np.random.default_rng(seed)
+    cheapest = [budget.cheapest(kinds) for kinds in blocks]  # L
+
+    def child(parents: list[Architecture]) -> Architecture:
+        own = [kinds[rng.integers(len(kinds))] for kinds in blocks]  # L
+        if parents:
+            one, other = (parents[number] for number in rng.integers(len(parents), size=2))
+            if rng.random() < 0.5:
+                other = own
+            share = MUTATION if other is own else 0.5
+            own = [b if rng.random() < share else a for a, b in zip(one, other)]
+        for block in rng.permutation(len(blocks)):
+            if tuple(own) in budget:
+                break
+            own[block] = cheapest[block]
+        return tuple(own)
+
+    losses = {}
+    while len(losses) < num_choices:
+        parents = sorted(losses, key=losses.get)[:PARENTS]
+        wanted = min(CHILDREN, num_choices - len(losses))
+        children = {}  # a set that keeps the order
+        for _ in range(100 * wanted):
+            if len(children) == wanted:
+                break
+            if (own := child(parents)) not in losses:
+                children[own] = None
+        if not children:
+            break
+        losses |= zip(children, map(float, score([*children])))
+    return losses

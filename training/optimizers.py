@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from support.errors import InputError
-from training.settings import Settings
+from training.settings import UNTRAINED, Settings
 
 
 class FusedAdam(keras.optimizers.Adam):
@@ -59,12 +59,12 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
 
 
 def parameter_groups(model, settings: Settings, learning_rate: Callable) -> dict:
-    """{name: (optimizer, variables)} of the weights and, in a search, the architecture."""
+    """{name: (optimizer, variables)} of the weights and, if it is trained, the architecture."""
     architecture = model.architecture_parameters
     theirs = {variable.path for variable in architecture}
     weights = [each for each in model.trainable_variables if each.path not in theirs]
     groups = {"weights": (build_optimizer(settings, "weights", learning_rate, weights), weights)}
-    if architecture:
+    if architecture and settings.search not in UNTRAINED:
         optimizer = build_optimizer(
             settings, "architecture", lambda: learning_rate() * settings.arch_lr_factor,
             architecture)

@@ -4,6 +4,7 @@ L blocks, K layer types.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import html
 import json
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import data_utils
-from layers import KINDS, as_letters, letters
+from layers import as_letters, letters
 from support import files
 from support.checkpoints import Checkpoints
 from support.console import Console
@@ -115,21 +116,21 @@ class Recorder:
         numbers = {name: np.float32(value) for name, value in values.items()}
         self._events[split].record(step, summary_values("scalars", numbers))
 
-    def pi(self, step: int, pi: np.ndarray):
+    def pi(self, step: int, kinds: list[str], pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard: expected blocks of each layer type, and mean entropy.
 
         plot_search.py reads pi itself.
         """
         self._events["train"].record(step, summary_values("pi", {"pi/all": np.float32(pi)}))
-        values = {f"pi/{kind}_blocks": number for kind, number in zip(KINDS, pi.sum(axis=0))}
+        values = {f"pi/{kind}_blocks": number for kind, number in zip(kinds, pi.sum(axis=0))}
         self.scalars("train", step, values | {"pi/entropy": entropy(pi).mean()})
 
-    def heat_map(self, step: int, pi: np.ndarray):
+    def heat_map(self, step: int, kinds: list[str], pi: np.ndarray):
         """Writes pi [L, K] to TensorBoard as a picture."""
         from support import pictures  # matplotlib takes a second to import
 
         title = f"pi at step {step:,}, {self._corpus}"
-        image = pictures.architecture_heat_map(pi, list(KINDS), title)
+        image = pictures.architecture_heat_map(pi, kinds, title)
         height, width, _ = image.shape
         content = [b"%d" % width, b"%d" % height, tf.io.encode_png(image).numpy()]
         self._events["train"].record(step, summary_values("images", {"pi": content}))
@@ -242,7 +243,7 @@ def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
       metadata: of the data.
 
     Returns:
-      {"flags": ..., "data": ..., "layers": {"kinds": all layer types, in the order of pi}}.
+      {"flags": ..., "data": ...}.
     """
     meaning = {
         "architecture": as_letters(settings.architecture), "num_layers": len(settings.architecture),
@@ -253,7 +254,7 @@ def configuration(flags: dict, settings: Settings, metadata: dict) -> dict:
     data = {name: metadata[name] for name in names} | {
         "files_sha256": hashlib.sha256(hashes).hexdigest(),
         "tokenizer_sha256": data_utils.tokenizer_sha256(metadata)}
-    return {"flags": flags | meaning, "data": data, "layers": {"kinds": list(KINDS)}}
+    return {"flags": flags | meaning, "data": data}
 
 
 def fingerprint(config: dict) -> int:
@@ -286,10 +287,10 @@ def _checked_same(folder: Path, now: dict) -> dict:
       InputError: it differs from the present configuration.
     """
     before = read_config(folder)
-    differences = []
-    for part in ("flags", "data", "layers"):
+    differences, defaults = [], json.loads(json.dumps(dataclasses.asdict(Settings())))
+    for part in ("flags", "data"):
         for name, value in now[part].items():
-            old = before[part].get(name, getattr(Settings, name, None))  # a newer flag: its default
+            old = before[part].get(name, defaults.get(name))  # an older version lacks the flag
             if name not in FREE_FLAGS and old != value:
                 differences.append(f"{name}: {old} before, {value} now")
     if differences:

@@ -13,6 +13,7 @@ from support.errors import InputError
 flags.disclaim_key_flags()  # they belong to the command that calls `define_settings`
 
 SEARCH = "search"  # as in layers, which imports TensorFlow
+UNTRAINED = ("uniform", "fair")  # the searches that do not train the architecture
 
 
 def setting(group: str, default: Any, help: str, **bounds) -> Any:
@@ -31,6 +32,9 @@ class Settings:
 
     architecture: Sequence[str] = (SEARCH,) * 6  # the layer type of each block
 
+    kinds: Sequence[str] = setting(
+        "Network", ("attention", "dense", "identity"), "the layer types of a search or a random "
+        "network")
     d_model: int = setting("Network", 128, "D, model width", lower_bound=1)
     num_heads: int = setting("Network", 4, "attention heads", lower_bound=1)
     d_ffn: int = setting("Network", 1024, "inner width of the dense layer", lower_bound=1)
@@ -49,8 +53,10 @@ class Settings:
         upper_bound=0.99)
 
     search: str = setting(
-        "Search", "joint", "train weights and architecture in every step (joint) or in turn, "
-        "after a warm-up of the weights alone (alternating)", enum_values=["joint", "alternating"])
+        "Search", "joint", "train weights and architecture in every step (joint) or in turn, after "
+        "a warm-up of the weights alone (alternating); or train the weights alone, on layers drawn "
+        "uniformly (uniform), so that each layer type occurs once in every K rows (fair), for "
+        "choose.py", enum_values=["joint", "alternating", "uniform", "fair"])
     arch_share: float = setting(
         "Search", 0.2, "share of the steps after the warm-up of an alternating search that train "
         "the architecture, between 0 and 1")
@@ -102,8 +108,13 @@ class Settings:
         default = Settings
         if not 0 < self.arch_share < 1:
             raise InputError("--arch_share must be between 0 and 1")
-        if self.search == "joint" and self.arch_share != default.arch_share:
+        if self.search != "alternating" and self.arch_share != default.arch_share:
             raise InputError("--arch_share needs --search=alternating")
+        if self.search in UNTRAINED:
+            for name in ("arch_lr_factor", "tau_start", "tau_end", "tau_is_trainable",
+                         "straight_through", "latency_weight"):
+                if getattr(self, name) != getattr(default, name):
+                    raise InputError(f"--{name} has no effect with --search={self.search}")
         if self.tau_is_trainable and self.tau_end != default.tau_end:
             raise InputError("--tau_end has no effect with --tau_is_trainable")
         for field in dataclasses.fields(self):
@@ -117,13 +128,15 @@ class Settings:
                if field.metadata.get("group") == "Network"}
         return own | {
             "vocab_size": vocab_size, "architecture": list(self.architecture),
-            "cutoffs": list(self.cutoffs), "straight_through": self.straight_through,
-            "gumbel_per_row": self.gumbel_per_row,
+            "cutoffs": list(self.cutoffs), "kinds": list(self.kinds),
+            "straight_through": self.straight_through or self.search in UNTRAINED,
+            "gumbel_per_row": self.gumbel_per_row, "fair": self.search == "fair",
             "trainable_tau": self.tau_start if self.tau_is_trainable else None,
             "name": "par_transformer_xl"}
 
 
-SIZES = ("d_model", "num_heads", "d_ffn", "mem_len", "cutoffs", "proj_factor", "tie_embeddings")
+SIZES = ("kinds", "d_model", "num_heads", "d_ffn", "mem_len", "cutoffs", "proj_factor",
+         "tie_embeddings")
 
 
 def _unmet(field: dataclasses.Field, value: Any) -> str | None:
@@ -131,6 +144,8 @@ def _unmet(field: dataclasses.Field, value: Any) -> str | None:
     kind, bounds = field.type, field.metadata["bounds"]
     if value is None and kind in (int | None, float | None):
         return None
+    if kind == Sequence[str]:
+        return None if value and not isinstance(value, str) else "one layer type or more"
     if kind == Sequence[int]:
         is_list = isinstance(value, Sequence) and all(map(_is_integer, value))
         return None if is_list else "integers"
@@ -164,6 +179,9 @@ def _define_flag(field: dataclasses.Field):
     name, default, help = field.name, field.default, field.metadata["help"]
     if field.type == Sequence[int]:
         cli.define_integers(name, default, help)
+        return
+    if field.type == Sequence[str]:
+        flags.DEFINE_list(name, list(default), help)
         return
     define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_boolean,
               str: flags.DEFINE_enum if field.metadata["bounds"] else flags.DEFINE_string}

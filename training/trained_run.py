@@ -18,7 +18,7 @@ from support.tokenization import Tokenizer
 from training.language_model import LanguageModel
 from training.settings import Settings, settings_of
 
-CONFIG = ("flags", "data", "layers", "run_id")  # what config.json holds
+CONFIG = ("flags", "data", "run_id")  # what config.json holds
 
 
 class TrainedRun:
@@ -44,8 +44,7 @@ class TrainedRun:
     def __init__(self, folder: str | Path, checkpoint: str | int = "best"):
         self.folder, self.checkpoint = Path(folder), str(checkpoint)
         config = read_config(self.folder)
-        self.flags, self.data = config["flags"], config["data"]
-        self._kinds, self._run_id = config["layers"]["kinds"], config["run_id"]
+        self.flags, self.data, self._run_id = config["flags"], config["data"], config["run_id"]
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -55,12 +54,10 @@ class TrainedRun:
           InputError: the run used layer types that `layers.KINDS` does not have.
         """
         architecture = self.flags["architecture"]
-        if unknown := set(architecture) - set(letters()):
+        unknown = {*self.flags.get("kinds", ())} - {*KINDS} or {*architecture} - {*letters()}
+        if unknown:
             raise InputError(f"{self.folder} has layers of type '{min(unknown)}', "
                              f"but layers.KINDS has only {', '.join(KINDS)}")
-        if SEARCH in from_letters(architecture) and self._kinds != list(KINDS):
-            raise InputError(f"{self.folder} searched among {', '.join(self._kinds)}, "
-                             f"but layers.KINDS has {', '.join(KINDS)}")
         return settings_of(self.flags, from_letters(architecture))
 
     @property

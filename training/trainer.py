@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 
 import data_utils
-from layers import KINDS
 from model import PARTransformerXL
 from support import cli, devices
 from support.checkpoints import by_path
@@ -95,7 +94,8 @@ class Trainer:
         self._tau_at = tau_schedule(settings.tau_start, settings.tau_end, self.total_steps)
         with self._strategy.scope():
             self.model = self._initial_network()
-            step, latency = tf.Variable(0, dtype=tf.int64), tf.Variable(tf.zeros(len(KINDS)))
+            step = tf.Variable(0, dtype=tf.int64)
+            latency = tf.Variable(tf.zeros(len(self.model.kinds)))
             self._groups = parameter_groups(
                 self.model, settings, lambda: self._learning_rate_at(step))
         self.state = self._initial_state(step, latency)
@@ -216,7 +216,7 @@ class Trainer:
 
     def _trained_at(self, step: int) -> tuple[str, ...]:
         """The groups of parameters that a step trains."""
-        if self.settings.search == "joint":
+        if self.settings.search != "alternating":
             return tuple(self._groups)
         turn = trains_architecture(step, self.settings.warmup_steps, self.settings.arch_share)
         return ("architecture",) if turn else ("weights",)
@@ -264,7 +264,8 @@ class Trainer:
         """
         if self.settings.latency_weight and not self.state.latency.numpy().any():
             B, T = self.metadata["batch_size"], self.metadata["seq_len"]
-            measured = layer_latency(self.model.sizes, B, T, self._jit_compile)
+            measured = layer_latency(
+                self.model.kinds, self.model.sizes, B, T, self._jit_compile)
             self.state.latency.assign(self.all_reduce_max(*measured))
         return self.state.latency.numpy()
 
