@@ -3,9 +3,9 @@
     python bench.py > figures.json
     python bench.py --only=train_step --d_model=256
 
-The data are random ids with Zipf's distribution, so nothing has to be downloaded. The network is
+The data are random ids with Zipf's distribution, so there is nothing to download. The network is
 that of the default experiment unless flags change it. Training steps alternate with products of
-large matrices, one on each core, whose speed is the peak. bfloat16 is measured only where its
+large matrices, one on each core, whose speed is the peak. bfloat16 is measured only if its
 products are faster than those of float32.
 
 A training step counts three times the FLOPs of the forward pass (training/costs.py).

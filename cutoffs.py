@@ -107,7 +107,7 @@ def cheapest_cutoffs(probability: np.ndarray, widths: Sequence[int]) -> list[int
 
 
 def _add_tail(least, below, width, d_model):
-    """The least cost of the ids below each end with one more tail, and where that tail starts."""
+    """The least cost of the ids below each end with one more tail, and the start of that tail."""
     result, start = np.full_like(least, np.inf), np.zeros(len(least), int)
 
     def solve(low, high, first, last):

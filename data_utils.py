@@ -402,8 +402,9 @@ def define_flags():
     flags.DEFINE_enum("normalization_rule_name", "nfkc_cf", tokenization.NORMALIZATIONS,
                       "nfkc_cf folds case, nfkc keeps it, identity changes no character")
     flags.DEFINE_float(
-        "character_coverage", None, "share of characters that get a piece; the rarest others "
-        "become bytes (default: 0.9995; 1 for char and word)", lower_bound=0.98, upper_bound=1)
+        "character_coverage", None, "share of characters that get a piece; the rarest "
+        "characters become bytes (default: 0.9995; 1 for char and word)", lower_bound=0.98,
+        upper_bound=1)
     flags.DEFINE_boolean("add_eos", False, "add an [EOS] token at every line end")
     cli.define_path(
         "sp_model_prefix", None, "use the tokenizer PREFIX.model instead of training one")

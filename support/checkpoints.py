@@ -32,7 +32,7 @@ class Checkpoints:
     """The checkpoints in a folder.
 
     Args:
-      folder: where they are, or will be.
+      folder: the folder, which may not exist yet.
       run_id: of the run that they belong to; None if unknown.
       keep: how many to keep.
 
@@ -147,7 +147,7 @@ class Checkpoints:
                     replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
-        """The steps whose checkpoints to remove after that of `step` was written.
+        """The steps of the checkpoints to remove once that of `step` is saved.
 
         Later ones are damaged, or date from steps that were lost.
         """

@@ -106,7 +106,7 @@ def one_wrong(values: dict):
 
 
 def refusal(program, *given: dict) -> str | None:
-    """The one line that a command with such flags ends with; None where it ends well."""
+    """The one line that a command with such flags ends with; None if it ends well."""
     settings = {name: value for values in given for name, value in values.items()}
     done = run_command(program, *as_flags(**settings))
     return one_line(done) if done.returncode else None
@@ -125,7 +125,7 @@ def train_two_steps(trainer, run, handle_signals):
 
 @pytest.fixture
 def begin(data_dir, tmp_path_factory, monkeypatch):
-    """A function that begins a training: why the flags were refused, None where it trained."""
+    """A function that begins a training: why the flags were refused, None if it trained."""
 
     def begin(given):
         folder = tmp_path_factory.mktemp("flags")
@@ -197,7 +197,7 @@ def data_conflict(given: dict) -> bool:
 def make(corpus_dir, data_dir, tmp_path, monkeypatch):
     """A function that makes data with flags.
 
-    Returns why they were refused, None where it made the data; and their folder.
+    Returns why they were refused, None if it made the data; and their folder.
     """
     shutil.copytree(corpus_dir, tmp_path / "corpus")
     for suffix in (".model", ".vocab"):

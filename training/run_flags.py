@@ -13,7 +13,7 @@ def define_run(help: str = "the folder of a run"):
 
 def define_checkpoint():
     flags.DEFINE_string("checkpoint", "best", "best (lowest validation loss), latest, or the step "
-                        "of a checkpoint that was kept")
+                        "of a kept checkpoint")
 
 
 def define_subnetwork():
