@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Finds a network for a budget and trains it. Searches for one epoch, scores subnetworks within the budget, and takes the best eight of
+# them. Trains all of these from scratch for a quarter of the steps, the better four for half, and the best one for all (successive
+# halving, Jamieson & Talwalkar 2016): the work of five trainings. To resume, repeat the command.
+#   recipes/find.sh --budget_ms=12                                  # of the layers, for the forward pass of a window, on this machine
+#   recipes/find.sh --budget_mflops=2 --model_name=small --epochs=4 # per token; 4 epochs for the best one
+# Other flags go to every training, those of a search to the search alone. The runs are logs/NAME_search, NAME_aaddid_0.5 and so on.
+[ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
+use_python "$project/requirements.txt"
+name=find epochs=2 training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings"
+search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" budget=
+for flag in "$@"; do
+  case $flag in
+    --model_name=*) name=${flag#*=} ;;
+    --epochs=*) epochs=${flag#*=} ;;
+    --budget_*=* | --num_networks=* | --num_windows=*) budget+=" $flag" ;;
+    --search=*) search="--epochs=1 $flag" ;; # its own flags follow
+    --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) search+=" $flag" ;;
+    --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
+    --*=* | --no*) training+=" $flag" ;;
+    *) fail "$flag: write --name=value here" ;;
+  esac
+done
+[[ $budget == *--budget_* ]] || fail "set --budget_ms or --budget_mflops"
+run=logs/$name
+
+train() { # name, flags; does nothing if trained already
+  [ -e "logs/$1/results.json" ] || bash "$project/train.sh" --model_name="$1" $training "${@:2}"
+}
+
+best() { # number, runs; prints the letters of those of lowest validation loss
+  "$PYTHON" -c '
+import json, sys
+runs = [json.load(open(f"{folder}/results.json")) for folder in sys.argv[2:]]
+runs.sort(key=lambda run: run["valid"]["loss"])
+print(*(run["architecture"] for run in runs[:int(sys.argv[1])]))' "$@"
+}
+
+train "${name}_search" $search
+if [ ! -e "${run}_shortlist" ]; then
+  "$PYTHON" "$project/choose.py" --run="${run}_search" $budget
+  "$PYTHON" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["shortlist"])' \
+    "$(ls -t "${run}"_search/choices_step*.json | head -1)" >"${run}_shortlist.part"
+  mv "${run}_shortlist.part" "${run}_shortlist"
+fi
+left=$(cat "${run}_shortlist")
+for stage in "0.25 4" "0.5 1" "1 1"; do # share of the steps, and how many networks go on
+  read -r share number <<<"$stage"
+  runs=()
+  for letters in $left; do
+    train "${name}_${letters}_$share" --architecture="$letters" --epochs="$(awk "BEGIN { print $epochs * $share }")"
+    runs+=("${run}_${letters}_$share")
+  done
+  left=$(best "$number" "${runs[@]}")
+done
+exec "$PYTHON" "$project/evaluate.py" --run="${runs[0]}"
