@@ -162,8 +162,8 @@ def ids_by_count(counts: np.ndarray) -> np.ndarray:
 
 def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
     """A SentencePiece model that splits text in the same way, but with ids `new_ids` [V]."""
-    # Field 1 of a model repeats its pieces, as that of BytesList repeats bytes. The other fields are
-    # preserved. sentencepiece's own description of them loads with one version of protobuf alone.
+    # Field 1 of a model repeats its pieces, as that of BytesList repeats bytes; other fields are
+    # preserved. sentencepiece's own description of a model loads with only one version of protobuf.
     proto = cli.tensorflow().train.BytesList.FromString(model)
     proto.value[:] = [proto.value[old] for old in np.argsort(new_ids)]
     return proto.SerializeToString()
