@@ -9,6 +9,7 @@ P networks.
 """
 
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from absl import flags
@@ -30,16 +31,10 @@ with cli.quiet():
     from support import files
 
 
-def ranks(numbers: np.ndarray) -> np.ndarray:
-    """The ranks of numbers [P], from 0. Equal numbers share the mean of their ranks."""
-    below = np.sum(numbers < numbers[:, None], axis=1)  # [P]
-    equal = np.sum(numbers == numbers[:, None], axis=1)  # [P], including itself
-    return below + (equal - 1) / 2
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of numbers [P] and [P]."""
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation of numbers [P] and [P], of which no two are equal."""
+    ranks = np.argsort(np.argsort([x, y]))  # [2, P]
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def losses_within(search: Path) -> dict[str, float]:
@@ -79,7 +74,7 @@ def main(_):
     print("architecture  bits per byte alone  loss within the search")
     for name, bits in alone.items():
         print(f"{name:12}  {bits:19.4f}  {within[name]:22.4f}")
-    correlation = spearman(np.array([within[name] for name in alone]), np.array([*alone.values()]))
+    correlation = spearman([within[name] for name in alone], list(alone.values()))
     print(f"Spearman's rank correlation of {len(alone)} networks: {correlation:.3f}")
 
 
