@@ -15,7 +15,6 @@ from support import errors
 from support.errors import InputError
 
 BLOCK_BYTES = 1 << 20
-MAX_JSON_BYTES = 1 << 26
 
 
 class NotWritten(OSError):
@@ -87,8 +86,6 @@ def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
       InputError: it is damaged, or lacks a key that is `needed`.
     """
     check_regular(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
     try:
         content = json.loads(path.read_bytes())
         if content.pop("checksum", None) != _checksum(content):
@@ -127,11 +124,7 @@ def sync(path: Path):
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder until this process ends or closes it.
-
-    Returns:
-      False if another process holds the lock.
-    """
+    """Locks an open file or folder until it is closed; returns False if another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
