@@ -60,9 +60,7 @@ def main(_):
     language_model = TrainedRun(FLAGS.run, FLAGS.checkpoint).language_model
     seeds = itertools.count(FLAGS.seed)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
-        ids, unknown = language_model.encode(prompt)
-        if not len(ids) and FLAGS.prompt is None:
-            continue
+        _, unknown = language_model.encode(prompt)
         if unknown:
             print(f"{unknown:,} characters of the prompt are unknown to the tokenizer",
                   file=sys.stderr)
