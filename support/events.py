@@ -19,7 +19,6 @@ class EventLog:
     drops the events of earlier files from that step on.
 
     Args:
-      folder: where to write.
       after: the step of the checkpoint from which the run resumes; -1 for a new run.
 
     Raises:

@@ -85,10 +85,7 @@ def get(name: str, folder: Path) -> Corpus:
 
 
 def _download(name: str, missing: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Downloads files of a corpus.
-
-    Yields:
-      The name and content of each file that is `missing`.
+    """Yields the name and content of each file of a corpus that is `missing`.
 
     Raises:
       Unreachable: no source delivers one of them.

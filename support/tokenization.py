@@ -40,10 +40,10 @@ INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"
 def split_lines(text, keep_white_space: bool, keep_invisible: bool):
     """Splits a text into lines and cleans it for SentencePiece.
 
+    White space becomes spaces and invisible characters are removed, unless they are to be kept.
+
     Args:
       text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
-      keep_white_space: change nothing else. Otherwise all white space becomes spaces.
-      keep_invisible: do not remove invisible characters.
 
     Returns:
       Strings [L]. The last one follows the last line end and is often empty.
@@ -241,10 +241,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], within_line: bool = False) -> Iterator[str]:
         """Yields the text of each id, as soon as the bytes of a character are complete.
 
-        Args:
-          ids: any number of them.
-          within_line: whether the ids continue a line. At the start of a line, the tokenizer's own
-            space is removed.
+        The tokenizer's own space at the start of a line is removed; `within_line` says that the ids
+        continue a line.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         at_start = not within_line
@@ -258,15 +256,7 @@ class Tokenizer:
         yield decoder.decode(b"", final=True)
 
     def detokenize(self, ids, within_line):
-        """Converts ids to text like `decode`, in a graph.
-
-        Args:
-          ids: int32 [N].
-          within_line: boolean, see `decode`.
-
-        Returns:
-          UTF-8, a scalar string tensor.
-        """
+        """Converts ids, int32 [N], to a scalar string tensor, UTF-8, like `decode`."""
         tf = cli.tensorflow()
         pieces = tf.gather(tf.constant(self._bytes), ids)  # [N]
         if not self.keeps_white_space:
