@@ -269,11 +269,7 @@ def _write_streams(corpus: Corpus, settings: tokenization.TokenizerSettings | Pa
 
 
 def read_metadata(data_dir: Path) -> dict:
-    """Reads the metadata of a data folder, and checks the hash of every file.
-
-    Raises:
-      InputError: the folder has no data, or a file is missing or damaged. The message names it.
-    """
+    """The metadata of a data folder; InputError names a file that is missing or damaged."""
     try:
         metadata = files.read_json(data_dir / "metadata.json", METADATA)
     except (FileNotFoundError, NotADirectoryError):
@@ -331,11 +327,7 @@ def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:
 
 
 def read_counts(path: Path) -> np.ndarray:
-    """How often each id occurs, [V], from a file with one count per line.
-
-    Raises:
-      InputError: the file is missing or contains something else.
-    """
+    """How often each id occurs, [V], from a file with one count per line; else InputError."""
     if not path.is_file():
         raise InputError(f"no counts in {path}: run ./make_data.sh first")
     try:
@@ -413,11 +405,7 @@ def define_flags():
 
 
 def tokenizer_of_flags() -> tokenization.TokenizerSettings | Path:
-    """The settings of the tokenizer to train, or the path of a trained one.
-
-    Raises:
-      InputError: that path does not lead to a tokenizer.
-    """
+    """The settings of the tokenizer to train, or the path of a trained one, which is checked."""
     FLAGS = flags.FLAGS
     if FLAGS.sp_model_prefix:
         path = Path(f"{FLAGS.sp_model_prefix}.model")

@@ -49,11 +49,7 @@ EVALUATION = ("run", "step", "architecture", "within_search", "bits_per_byte", "
 
 
 def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarray, dict]:
-    """The tokens of a text file, int32 [N], and their `Stream.sizes`.
-
-    Raises:
-      InputError: the file is not UTF-8 text, or is empty.
-    """
+    """The tokens of a text file, int32 [N], and their `Stream.sizes`; InputError without text."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise InputError(f"{path} is {kind}: --text takes a file")

@@ -41,9 +41,7 @@ def losses_within(search: Path) -> dict[str, float]:
     """The loss of each subnetwork at the last step scored by choose.py, by its letters.
 
     Identity is left out of the letters. Of subnetworks that then agree, the lowest loss counts.
-
-    Raises:
-      InputError: choose.py has not scored this search.
+    A search that choose.py has not scored raises InputError.
     """
     reports = [files.read_json(path, ["step", "choices"])
                for path in search.glob("choices_step*.json")]

@@ -40,11 +40,7 @@ class Checkpoints:
         self._folder, self._run_id, self._keep = folder, run_id, keep
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, ascending.
-
-        Raises:
-          InputError: the folder cannot be read.
-        """
+        """The steps of the checkpoints, ascending; InputError if the folder cannot be read."""
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:

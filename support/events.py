@@ -91,8 +91,7 @@ def summary_values(plugin: str, tensors: dict) -> list:
 def curves(folder: Path, plugin: str = "scalars") -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The steps [S] and values [S, ...] of each tag of a plugin, as TensorBoard shows them.
 
-    Raises:
-      InputError: an event file is a device, a pipe or a folder.
+    A device, a pipe or a folder among the event files raises InputError.
     """
     from tensorboard.backend.event_processing import plugin_event_accumulator as tensorboard
 

@@ -38,11 +38,7 @@ def digest(content: Iterable[bytes], name: str = "sha256") -> str:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a regular file, in hexadecimal.
-
-    Raises:
-      InputError: the path is a device, a pipe or a folder.
-    """
+    """The SHA-256 of a file, in hexadecimal; InputError for a device, a pipe or a folder."""
     check_regular(path)
     return digest(blocks(path))
 

@@ -15,11 +15,7 @@ ANY_WORD = re.compile(rf"(?<![a-z])({'|'.join(WORDS.values())}|training|testing|
 
 def from_file(path: Path, valid_fraction: float = HELD_OUT,
               test_fraction: float = HELD_OUT) -> Corpus:
-    """One file, cut into train, valid and test.
-
-    Raises:
-      InputError: it is missing, too short or not a file.
-    """
+    """One file, cut into splits; InputError if it is missing, too short or not a file."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: use --input_dir")
     if not path.exists():
@@ -154,11 +150,8 @@ def _refuse(error: OSError):
 
 def _natural_order(path: str) -> list:
     """A sort key that puts chapter2 before chapter10."""
-    key = []
-    for name in path.split("/"):
-        parts = re.split("([0-9]+)", name)
-        key.append([int(part) if odd % 2 else part for odd, part in enumerate(parts)])
-    return key
+    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+            for name in path.split("/")]
 
 
 def _split(name: str, paths: list[Path], valid_fraction: float, test_fraction: float) -> Corpus:

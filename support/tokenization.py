@@ -78,10 +78,7 @@ class TokenizerSettings:
 
 
 def train_tokenizer(text: Text, settings: TokenizerSettings) -> bytes:
-    """Trains a SentencePiece model on a sample of a text.
-
-    Returns:
-      The content of the model file. It depends only on text and settings.
+    """The content of a SentencePiece model trained on a sample of a text: the same each time.
 
     Raises:
       InputError: the text is empty, or the vocabulary size is too large or too small for it.
@@ -174,10 +171,7 @@ def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
 
 
 class Tokenizer:
-    """Text -> ids -> text.
-
-    Args:
-      path: a SentencePiece model.
+    """Text -> ids -> text, by a SentencePiece model.
 
     Attributes:
       vocab_size: V.

@@ -120,14 +120,10 @@ class LanguageModel:
         return self.tokenizer.tokenize(text, self._add_eos)[0]
 
     def token_nll(self, ids, tau=None):
-        """The negative log-likelihood of each token except the first, given all tokens before it.
+        """The negative log-likelihood of each id but the first, given all ids before it.
 
-        Args:
-          ids: int32 [N].
-          tau: the temperature of the mixtures; None for the network's own.
-
-        Returns:
-          float32 [N - 1], in nats.
+        For ids [N], it is float32 [N - 1], in nats. `tau` is the temperature of the mixtures; None
+        for the network's own.
         """
         T = self._seq_len
         targets = tf.maximum(tf.size(ids) - 1, 0)

@@ -1,7 +1,4 @@
-"""The signatures of a SavedModel: functions of text that do not need this repository.
-
-B texts.
-"""
+"""The signatures of a SavedModel: functions of B texts that do not need this repository."""
 
 import keras
 import tensorflow as tf
@@ -13,11 +10,8 @@ from training.writer import ranges
 def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Module, dict]:
     """The module to save and its functions: `score` and `generate`.
 
-    The texts of a batch are processed one after another, so none affects another.
-
-    Args:
-      language_model: the network and its tokenizer.
-      dtype: the type in which weights are stored. The functions compute in float32.
+    The texts of a batch are processed one after another, so none affects another. The module stores
+    weights as `dtype`, and computes in float32.
     """
     model, module = language_model.model, tf.Module()
     module.sentencepiece = language_model.tokenizer.sentencepiece

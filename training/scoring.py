@@ -57,7 +57,6 @@ class Evaluator:
     the text before it, as far back as the memory reaches.
 
     Args:
-      model: the network.
       jit_compile: compile with XLA.
       strategy: the replicas; None for one device.
       windows_per_execution: W, the windows that are sent to a device together.

@@ -18,7 +18,6 @@ class Writer:
     """Continues token ids.
 
     Args:
-      model: the network.
       mem_len: M, positions of memory, as given by `memory_length`.
       jit_compile: compile with XLA.
     """
