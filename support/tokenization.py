@@ -221,7 +221,7 @@ class Tokenizer:
         """
         tf = cli.tensorflow()
         lines = split_lines(text, self.keeps_white_space, self._keeps_invisible)  # [L]
-        words = _count_words(text)
+        words = tf.size(tf.strings.split(tf.strings.regex_replace(text, WHITE_SPACE, " ")))
         if self.has_bytes:
             ids, unknown = self.sentencepiece.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
@@ -290,17 +290,6 @@ def _sentencepiece(model: bytes):
         tokenizer = text.SentencepieceTokenizer(model=model)
         tokenizer._model_resource = NamedResource(model, None)
     return tokenizer
-
-
-def _count_words(text):
-    """The number of words of a text: bytes of a word that follow white space or nothing."""
-    tf = cli.tensorflow()
-    text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
-    content = tf.io.decode_raw(text, tf.uint8)  # [bytes]
-    ends = tf.constant(list(b" \r\n"), tf.uint8)  # [3]
-    is_word = tf.reduce_all(content[:, None] != ends, axis=1)  # [bytes]
-    before = tf.concat([[False], is_word[:-1]], axis=0)[:tf.size(is_word)]  # [bytes]
-    return tf.math.count_nonzero(is_word & ~before, dtype=tf.int32)
 
 
 def _piece_bytes(pieces: sentencepiece.SentencePieceProcessor, token: int) -> bytes:

@@ -42,8 +42,7 @@ class Writer:
             if not is_met:
                 raise InputError(needed)
         memory, drawn = self.model.empty_memory(1, self.mem_len), None
-        settings = [int(seed), float(temperature), int(top_k), float(top_p),
-                    self.model.tau]
+        settings = int(seed), float(temperature), int(top_k), float(top_p), self.model.tau
         settings = list(map(tf.constant, settings))
         for position in range(len(prompt) + num_tokens - 1):
             token = prompt[position] if position < len(prompt) else drawn
