@@ -25,11 +25,9 @@ class ClusterTable(keras.layers.Layer):
 
     Args:
       clusters: cover all ids; the rows of cluster i are d_i wide.
-      d_model: D.
       stddev: standard deviation of the initial rows.
 
     Attributes:
-      clusters: as given.
       rows: for each cluster, float32 [ids, d_i].
       projections: for each cluster, [d_i, D]; None if d_i is D.
     """
@@ -129,15 +127,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
             bias.assign(np.log(part / part.sum()))
 
     def call(self, hidden, targets):
-        """The negative log-likelihood of each target.
-
-        Args:
-          hidden: [N, D].
-          targets: ids, int32 [N].
-
-        Returns:
-          float32 [N], in nats.
-        """
+        """The negative log-likelihood of targets, int32 [N], given hidden [N, D]: nats [N]."""
         inside = [(targets >= tail.first) & (targets < tail.end) for tail in self.tails]  # [N] each
         head_target = targets  # [N], with the ids of each tail replaced by its entry
         for i, within in enumerate(inside):

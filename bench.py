@@ -24,7 +24,7 @@ from absl import flags
 from support import cli
 from training.settings import SEARCH, Settings, define_settings, settings_of
 
-PARTS = ("train_step", "batches", "evaluation", "generation")
+PARTS = ("train_step", "evaluation", "generation")
 
 ONLY = flags.DEFINE_enum("only", None, PARTS, "measure only this part")
 REPEATS = flags.DEFINE_integer("repeats", 9, "measurements of each part", lower_bound=1)
@@ -59,8 +59,6 @@ with cli.quiet():
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STEPS = 20  # per measurement of training
-BATCHES = (1, 4, 16)  # multiples of the batch
-WIKITEXT_2 = 2_639_537  # training tokens of the default experiment
 
 
 class Bench:
@@ -68,59 +66,19 @@ class Bench:
 
     def __init__(self, folder: Path, settings: Settings, jit_compile: bool):
         self._folder, self._settings, self._jit_compile = folder, settings, jit_compile
-        self._metadata, self._probability = zipf_data(folder, BATCH_SIZE.value)
-        self._products = {dtype: matrix_products(dtype) for dtype in POLICIES}
-        faster = seconds(self._products["bfloat16"]) < seconds(self._products["float32"])
-        self._dtypes = ["float32", "bfloat16"] if faster else ["float32"]
+        self._metadata, self._probability = zipf_data(folder)
 
     def train_step(self) -> dict:
         """The training step, alternating with the peak."""
-        return self._each_dtype(self._train_step)
-
-    def batches(self) -> dict:
-        """On a GPU, the training step by batch size and by the number of steps sent together."""
-        results = {}
-        if not self._jit_compile:
-            return results
-        for factor in BATCHES:
-            folder, rows = self._folder / f"times_{factor}", factor * BATCH_SIZE.value
-            metadata, _ = zipf_data(folder, rows)
-            for together in (1, STEPS):
-                trainer = Trainer(folder, metadata, self._settings, self._jit_compile,
-                                  steps_per_execution=together)
-                trainer.train(STEPS)
-                times = [trainer.train(STEPS) / STEPS for _ in range(REPEATS.value)]
-                figures = spread(times, rows * SEQ_LEN.value)
-                figures["seconds_per_epoch"] = WIKITEXT_2 / figures["tokens_per_second"]
-                results[f"{rows} rows, {together} steps together"] = figures
-        return results
-
-    def evaluation(self) -> dict:
-        """Evaluation, per window."""
-        return self._each_dtype(self._evaluation)
-
-    def generation(self) -> dict:
-        """Greedy generation of one row, per token."""
-        return self._each_dtype(self._generation)
-
-    def _each_dtype(self, measure) -> dict:
-        results = {}
-        for dtype in self._dtypes:
-            keras.config.set_dtype_policy(POLICIES[dtype])
-            results[dtype] = measure()
-        keras.config.set_dtype_policy("float32")
-        return results
-
-    def _train_step(self) -> dict:
         trainer = Trainer(self._folder, self._metadata, self._settings, self._jit_compile)
         trainer.train(STEPS)
+        products = matrix_products(trainer.model.compute_dtype)
         times, peaks = [], []
         for _ in range(REPEATS.value):
             times.append(trainer.train(STEPS) / STEPS)
-            products = self._products[trainer.model.compute_dtype]
             peaks.append(cli.CORES * 2 * 2048**3 / seconds(products))
         flops = 3 * costs.flops(trainer.model, BATCH_SIZE.value, SEQ_LEN.value, self._probability)
-        return spread(times, window_tokens()) | {
+        return spread(times, BATCH_SIZE.value * SEQ_LEN.value) | {
             "gflop": flops / 1e9,
             "gflop_per_second": flops / np.median(times) / 1e9,
             "peak_gflop_per_second": np.median(peaks) / 1e9,
@@ -128,16 +86,19 @@ class Bench:
             "parameters": trainer.model.count_params(),
         }
 
-    def _evaluation(self) -> dict:
+    def evaluation(self) -> dict:
+        """Evaluation, per window."""
         evaluator = Evaluator(self._network(), self._jit_compile)
         stream = data_utils.load_stream(self._folder, "train", self._metadata)
         times = []
         for _ in range(REPEATS.value + 1):
             score = evaluator(stream, BATCH_SIZE.value, SEQ_LEN.value)
             times.append(np.mean(score.seconds))
-        return spread(times[1:], window_tokens())  # the first call builds the graph
+        times = times[1:]  # the first call builds the graph
+        return spread(times, BATCH_SIZE.value * SEQ_LEN.value)
 
-    def _generation(self) -> dict:
+    def generation(self) -> dict:
+        """Greedy generation of one row, per token."""
         mem_len = memory_length(self._settings.mem_len, SEQ_LEN.value)
         writer = Writer(self._network(), mem_len, self._jit_compile)
         num_tokens = 10 + 40 * REPEATS.value
@@ -157,11 +118,7 @@ def settings() -> Settings:
     return settings_of(flags.FLAGS.flag_values_dict(), architecture)
 
 
-def window_tokens() -> int:
-    return BATCH_SIZE.value * SEQ_LEN.value
-
-
-def zipf_data(folder: Path, B: int) -> tuple[dict, np.ndarray]:
+def zipf_data(folder: Path) -> tuple[dict, np.ndarray]:
     """Writes 100 windows of random ids like those of make_data.sh.
 
     Zipf's distribution starts at rank 10, which resembles the pieces of a tokenizer.
@@ -169,8 +126,7 @@ def zipf_data(folder: Path, B: int) -> tuple[dict, np.ndarray]:
     Returns:
       Metadata, and the probability of each id, [V]; special ids have 0.
     """
-    T, V, steps = SEQ_LEN.value, VOCAB_SIZE.value, 100
-    folder.mkdir(exist_ok=True)
+    B, T, V, steps = BATCH_SIZE.value, SEQ_LEN.value, VOCAB_SIZE.value, 100
     frequency = 1 / np.arange(10, 10 + V - 4)
     probability = np.concatenate([np.zeros(4), frequency / frequency.sum()])  # [V]
     num_tokens = B * (steps * T + 1)
@@ -196,6 +152,12 @@ def matrix_products(dtype: str):
     return lambda: products().numpy()
 
 
+def precisions() -> list[str]:
+    """float32, and bfloat16 if its products are faster."""
+    times = {dtype: seconds(matrix_products(dtype)) for dtype in POLICIES}
+    return [dtype for dtype, time in times.items() if time <= times["float32"]]
+
+
 def spread(times: list[float], tokens: int) -> dict:
     """Milliseconds and speed of a measurement in seconds, repeated, that handles some tokens."""
     return {"ms_median": 1e3 * float(np.median(times)), "ms_min": 1e3 * min(times),
@@ -207,9 +169,13 @@ def main(_):
     results = {"device": device}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), settings(), jit_compile)
+        dtypes = precisions()
         for part in [ONLY.value] if ONLY.value else PARTS:
             print(f"measuring {part}", file=sys.stderr)
-            results[part] = getattr(bench, part)()
+            results[part] = {}
+            for dtype in dtypes:
+                keras.config.set_dtype_policy(POLICIES[dtype])
+                results[part][dtype] = getattr(bench, part)()
     results["peak_memory_mib"] = peak_mebibytes()
     if jit_compile:
         memory = tf.config.experimental.get_memory_info("GPU:0")

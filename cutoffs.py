@@ -51,11 +51,7 @@ def cluster_widths(clusters: int, d_model: int, proj_factor: int) -> list[int]:
 
 def clusters_of(d_model: int, vocab_size: int, cutoffs: Sequence[int],
                 proj_factor: int) -> list[Cluster]:
-    """The head and the tails.
-
-    Raises:
-      InputError: the cutoffs do not rise or are out of range.
-    """
+    """The head and the tails; InputError if the cutoffs do not rise or are out of range."""
     bounds = [0, *cutoffs, vocab_size]
     if any(first >= end for first, end in zip(bounds, bounds[1:])):
         raise InputError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size "

@@ -63,10 +63,6 @@ def token_blocks(text: Text, tokenizer: Tokenizer,
 class Stream:
     """The tokens of a text in a file, int32 [N], read when they are indexed.
 
-    Args:
-      path: the file to write.
-      text, tokenizer, add_eos: see `token_blocks`.
-
     Attributes:
       words, unknown_characters, bytes: of the text, see `token_blocks`.
 
@@ -90,6 +86,11 @@ class Stream:
         console.redraw("\n")
         if not self.words:
             raise InputError(f"{text.name} is empty")
+
+    @property
+    def sizes(self) -> dict:
+        return {"bytes": self.bytes, "words": self.words,
+                "unknown_characters": self.unknown_characters, "tokens": len(self)}
 
     def __len__(self):
         return self._length
@@ -142,7 +143,7 @@ def windows(stream: np.ndarray, batch_size: int, seq_len: int) -> Iterator[np.nd
 
 def scoring_windows(stream: np.ndarray, batch_size: int, seq_len: int,
                     lead: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the windows of a stream [N] in B rows that overlap by `lead` windows.
+    """The windows of a stream [N] in B rows that overlap by `lead` windows.
 
     A row reads `lead` windows before it is scored; the first row is scored from the start. If
     `lead` windows fill every memory, the scores are those of a single long row. Each token after
@@ -186,12 +187,8 @@ def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.TokenizerSet
           batch_size: int, seq_len: int, add_eos: bool = False):
     """Writes a data folder: TFRecords per split, the tokenizer, unigram counts, metadata.json.
 
-    Args:
-      corpus: the texts.
-      output_dir: the folder. Older data in it are replaced as a whole or not at all.
-      tokenizer: settings to train one with, or the path of a trained model.
-      batch_size, seq_len: B and T.
-      add_eos: a line end becomes [EOS].
+    Older data are replaced as a whole or not at all. The tokenizer is the path of a trained model,
+    or settings to train one with.
 
     Raises:
       InputError: a text is empty, not UTF-8 or too short, the vocabulary size does not fit it, or
@@ -215,10 +212,8 @@ def build(corpus: Corpus, output_dir: Path, tokenizer: tokenization.TokenizerSet
         for split, text in corpus.texts.items():
             stream = streams[split]
             splits[split] = {
-                "text": text.name, "text_sha256": sha256[split], "bytes": stream.bytes,
-                "words": stream.words, "unknown_characters": stream.unknown_characters,
-                "tokens": len(stream), "steps": num_windows(len(stream), batch_size, seq_len),
-            }
+                "text": text.name, "text_sha256": sha256[split], **stream.sizes,
+                "steps": num_windows(len(stream), batch_size, seq_len)}
             write_records(stream, batch_size, seq_len, folder / split)
             print(_summary(split, splits[split]))
         is_path = isinstance(tokenizer, Path)
@@ -243,12 +238,9 @@ def _summary(split: str, entry: dict) -> str:
 
 def _write_streams(corpus: Corpus, settings: tokenization.TokenizerSettings | Path, add_eos: bool,
                    workspace: Path) -> dict[str, Stream]:
-    """Writes tokenizer and unigram counts to `workspace`/new, and the streams to `workspace`.
+    """The stream of each split, in `workspace`; writes tokenizer and unigram counts to its `new`.
 
     A tokenizer trained here numbers its ids by decreasing count in the training split.
-
-    Returns:
-      The stream of each split.
     """
     model = workspace / "new" / "tokenizer.model"
     if isinstance(settings, Path):
@@ -277,11 +269,7 @@ def _write_streams(corpus: Corpus, settings: tokenization.TokenizerSettings | Pa
 
 
 def read_metadata(data_dir: Path) -> dict:
-    """Reads the metadata of a data folder, and checks the hash of every file.
-
-    Raises:
-      InputError: the folder has no data, or a file is missing or damaged. The message names it.
-    """
+    """The metadata of a data folder; InputError names a file that is missing or damaged."""
     try:
         metadata = files.read_json(data_dir / "metadata.json", METADATA)
     except (FileNotFoundError, NotADirectoryError):
@@ -339,11 +327,7 @@ def load_stream(data_dir: Path, split: str, metadata: dict) -> np.ndarray:
 
 
 def read_counts(path: Path) -> np.ndarray:
-    """How often each id occurs, [V], from a file with one count per line.
-
-    Raises:
-      InputError: the file is missing or contains something else.
-    """
+    """How often each id occurs, [V], from a file with one count per line; else InputError."""
     if not path.is_file():
         raise InputError(f"no counts in {path}: run ./make_data.sh first")
     try:
@@ -422,11 +406,7 @@ def define_flags():
 
 
 def tokenizer_of_flags() -> tokenization.TokenizerSettings | Path:
-    """The settings of the tokenizer to train, or the path of a trained one.
-
-    Raises:
-      InputError: that path does not lead to a tokenizer.
-    """
+    """The settings of the tokenizer to train, or the path of a trained one, which is checked."""
     FLAGS = flags.FLAGS
     if FLAGS.sp_model_prefix:
         path = Path(f"{FLAGS.sp_model_prefix}.model")

@@ -6,6 +6,7 @@
 N tokens of a text, V vocabulary.
 """
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -48,40 +49,25 @@ EVALUATION = ("run", "step", "architecture", "within_search", "bits_per_byte", "
 
 
 def read_text(path: Path, tokenizer: Tokenizer, add_eos: bool) -> tuple[np.ndarray, dict]:
-    """The tokens of a text file, int32 [N]; its tokens, words, bytes and unknown characters.
-
-    Raises:
-      InputError: the file is not UTF-8 text, or is empty.
-    """
+    """The tokens of a text file, int32 [N], and their `Stream.sizes`; InputError without text."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise InputError(f"{path} is {kind}: --text takes a file")
     text = corpora.whole_file(path)
     corpora.checked_sha256(text)
-    blocks = list(data_utils.token_blocks(text, tokenizer, add_eos))
-    if not any(words for _, words, *_ in blocks):
-        raise InputError(f"{text.name} is empty")
-    ids, words, unknown, num_bytes = zip(*blocks)
-    tokens = np.concatenate(ids)
-    return tokens, {"tokens": len(tokens), "words": int(sum(words)), "bytes": int(sum(num_bytes)),
-                    "unknown_characters": int(sum(unknown))}
+    with tempfile.TemporaryDirectory() as folder:
+        stream = data_utils.Stream(Path(folder) / "tokens", text, tokenizer, add_eos)
+        return np.array(stream[:]), stream.sizes
 
 
 def evaluate_run(run: TrainedRun, split: str = "valid", text: Path | None = None,
                  data_dir: str | Path | None = None, batch_size: int | None = None,
                  seq_len: int | None = None, mem_len: int | None = None,
                  architecture: str | None = None) -> dict:
-    """Scores a split of the data, or a text, with the network of a run.
+    """The figures of a run on a split of the data or a text file, as in the JSON file.
 
-    Args:
-      run: the run.
-      split: the split to score, unless there is a text.
-      text: a text file.
-      data_dir, batch_size, seq_len, mem_len: None for those of training.
-      architecture: of `TrainedRun.network`.
-
-    Returns:
-      The figures by their names in the JSON file.
+    `data_dir` and sizes are by default those of training; `architecture` is as in
+    `TrainedRun.network`.
 
     Raises:
       InputError: nothing can be predicted, or `read_text` or `run` raises it.
@@ -141,15 +127,9 @@ def table(reports: list[dict]) -> str:
             r["ms_per_window"]),
         "tokens per second": lambda r: f"{r['tokens_per_second']:,.0f}",
     }
-    columns = [list(rows)]
-    for report in reports:
-        columns.append([show(report) for show in rows.values()])
+    columns = [rows, *([show(report) for show in rows.values()] for report in reports)]
     widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for cells in zip(*columns):
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in zip(*columns))
 
 
 def _architecture(report: dict) -> str:

@@ -41,13 +41,7 @@ RECORD = "export.json"
 
 
 def save(run: TrainedRun, architecture: str | None, dtype: tf.DType, output_dir: Path) -> str:
-    """Writes the SavedModel of a network with the weights of a run.
-
-    Args:
-      run: the run.
-      architecture: of `TrainedRun.network`.
-      dtype: the type in which the weights are stored.
-      output_dir: the folder of the SavedModel.
+    """Writes the SavedModel of `run.network(architecture)`, with its weights stored as `dtype`.
 
     Returns:
       The architecture of the network as letters.

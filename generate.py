@@ -21,18 +21,14 @@ def define_flags():
     flags.DEFINE_string("prompt", None, "the text to continue (default: each line that you type)")
     flags.DEFINE_integer("num_tokens", 100, "tokens to write", lower_bound=1)
     flags.DEFINE_float("temperature", 1.0, "values below 1 favour likely tokens; 0 always "
-                       "takes the most likely one")
+                       "takes the most likely one", lower_bound=0)
     flags.DEFINE_integer("top_k", 0, "sample from the k most likely tokens; 0: from all",
                          lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "sample from the most likely tokens whose probabilities add "
-                       "up to p")
+                       "up to p", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("num_samples", 1, "continuations of each prompt", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the first continuation; each further one adds 1",
                          lower_bound=0)
-    flags.register_validator("temperature", lambda value: value == 0 or 0.001 <= value <= 1000,
-                             "must be 0, or from 0.001 to 1000")
-    flags.register_validator("top_p", lambda value: 0 < value <= 1,
-                             "must be above 0 and at most 1")
 
 
 cli.begin(__name__, define_flags)
@@ -64,9 +60,7 @@ def main(_):
     language_model = TrainedRun(FLAGS.run, FLAGS.checkpoint).language_model
     seeds = itertools.count(FLAGS.seed)
     for prompt in lines() if FLAGS.prompt is None else [FLAGS.prompt]:
-        ids, unknown = language_model.encode(prompt)
-        if not len(ids) and FLAGS.prompt is None:
-            continue
+        _, unknown = language_model.encode(prompt)
         if unknown:
             print(f"{unknown:,} characters of the prompt are unknown to the tokenizer",
                   file=sys.stderr)

@@ -9,6 +9,7 @@ P networks.
 """
 
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from absl import flags
@@ -30,25 +31,23 @@ with cli.quiet():
     from support import files
 
 
-def ranks(numbers: np.ndarray) -> np.ndarray:
-    """The ranks of numbers [P], from 0. Equal numbers share the mean of their ranks."""
-    below = np.sum(numbers < numbers[:, None], axis=1)  # [P]
-    equal = np.sum(numbers == numbers[:, None], axis=1)  # [P], including itself
-    return below + (equal - 1) / 2
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation of numbers [P] and [P], of which no two are equal."""
+    ranks = np.argsort(np.argsort([x, y]))  # [2, P]
+    return float(np.corrcoef(ranks)[0, 1])
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of numbers [P] and [P]."""
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+def kendall(x: Sequence[float], y: Sequence[float]) -> float:
+    """Kendall's rank correlation of numbers [P] and [P]: agreeing minus disagreeing pairs."""
+    signs = [np.sign(np.subtract.outer(each, each)) for each in (x, y)]  # [P, P] each
+    return float(np.sum(signs[0] * signs[1]) / (len(x) * (len(x) - 1)))
 
 
 def losses_within(search: Path) -> dict[str, float]:
     """The loss of each subnetwork at the last step scored by choose.py, by its letters.
 
     Identity is left out of the letters. Of subnetworks that then agree, the lowest loss counts.
-
-    Raises:
-      InputError: choose.py has not scored this search.
+    A search that choose.py has not scored raises InputError.
     """
     reports = [files.read_json(path, ["step", "choices"])
                for path in search.glob("choices_step*.json")]
@@ -79,7 +78,7 @@ def main(_):
     print("architecture  bits per byte alone  loss within the search")
     for name, bits in alone.items():
         print(f"{name:12}  {bits:19.4f}  {within[name]:22.4f}")
-    correlation = spearman(np.array([within[name] for name in alone]), np.array([*alone.values()]))
+    correlation = spearman([within[name] for name in alone], list(alone.values()))
     print(f"Spearman's rank correlation of {len(alone)} networks: {correlation:.3f}")
 
 

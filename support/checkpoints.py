@@ -29,12 +29,7 @@ def by_path(variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
 
 
 class Checkpoints:
-    """The checkpoints in a folder.
-
-    Args:
-      folder: the folder, which may not exist yet.
-      run_id: of the run that they belong to; None if unknown.
-      keep: how many to keep.
+    """The last `keep` checkpoints in a folder, of the run `run_id` unless that is None.
 
     Raises:
       InputError: TensorFlow would read the path of the folder as a pattern.
@@ -45,11 +40,7 @@ class Checkpoints:
         self._folder, self._run_id, self._keep = folder, run_id, keep
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, ascending.
-
-        Raises:
-          InputError: the folder cannot be read.
-        """
+        """The steps of the checkpoints, ascending; InputError if the folder cannot be read."""
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:
@@ -121,8 +112,7 @@ class Checkpoints:
     def restore_last(self, state: tf.train.Checkpoint, say: Callable[[str], None]) -> int | None:
         """Restores the last intact checkpoint, and reports those that are damaged.
 
-        Returns:
-          Its step; None if there are no checkpoints.
+        Returns its step; None if there are no checkpoints.
 
         Raises:
           InputError: all checkpoints are damaged.
@@ -147,10 +137,7 @@ class Checkpoints:
                     replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
-        """The steps of the checkpoints to remove once that of `step` is saved.
-
-        Later ones are damaged, or date from steps that were lost.
-        """
+        """The steps to remove after that of `step`: the oldest; later ones, damaged or lost."""
         steps = self.steps()
         last = steps.index(step) + 1
         return steps[:max(0, last - self._keep)] + steps[last:]

@@ -30,11 +30,8 @@ HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 def begin(name: str, define_flags: Callable[[], None] | None = None):
     """Starts a command if its module is run rather than imported, before TensorFlow loads.
 
-    Defines the flags and answers --help. Files are UTF-8 in any locale.
-
-    Args:
-      name: `__name__` of the module.
-      define_flags: defines the flags; None if the module has defined them.
+    Defines the flags, unless the module has, and answers --help. Files are UTF-8 in any locale.
+    `name` is the `__name__` of the module.
     """
     if name != "__main__":
         return

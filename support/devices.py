@@ -21,8 +21,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, cli.CORES // 2)))
 def prepare(mixed_precision: bool) -> tuple[str, bool]:
     """Sets the precision of matrix products and lets GPU memory grow.
 
-    Returns:
-      The name of the device, and whether it is a GPU, on which compiling with XLA is faster.
+    Returns the name of the device, and whether it is a GPU, on which XLA is faster.
     """
     keras.config.set_dtype_policy(dtype_policy(mixed_precision))
     gpus = usable_gpus()

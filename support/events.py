@@ -3,11 +3,10 @@
 import contextlib
 import time
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from support import files
 
@@ -20,7 +19,6 @@ class EventLog:
     drops the events of earlier files from that step on.
 
     Args:
-      folder: where to write.
       after: the step of the checkpoint from which the run resumes; -1 for a new run.
 
     Raises:
@@ -90,28 +88,21 @@ def summary_values(plugin: str, tensors: dict) -> list:
     return values
 
 
-def read_events(path: Path) -> Iterator:
-    """Yields the events of a file, up to the first damage.
-
-    The last event is often incomplete: the process was killed while it wrote.
-    """
-    if not path.is_file():  # a pipe would block
-        return
-    with contextlib.suppress(tf.errors.OpError, DecodeError):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            yield tf.compat.v1.Event.FromString(record)
-
-
 def curves(folder: Path, plugin: str = "scalars") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The steps [S] and values [S, ...] of each tag of a plugin, as TensorBoard shows them."""
+    """The steps [S] and values [S, ...] of each tag of a plugin, as TensorBoard shows them.
+
+    A device, a pipe or a folder among the event files raises InputError.
+    """
+    from tensorboard.backend.event_processing import plugin_event_accumulator as tensorboard
+
+    for path in folder.glob("events*"):
+        files.check_regular(path)
+    events = tensorboard.EventAccumulator(
+        str(folder), size_guidance=tensorboard.STORE_EVERYTHING_SIZE_GUIDANCE).Reload()
     by_tag = {}
-    for path in sorted(folder.glob("events*")):
-        for event in read_events(path):
-            if event.HasField("session_log"):
-                by_tag = {tag: {step: value for step, value in by_step.items() if step < event.step}
-                          for tag, by_step in by_tag.items()}
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == plugin:
-                    by_tag.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor)
-    return {tag: (np.array(sorted(by_step)), np.array([by_step[step] for step in sorted(by_step)]))
-            for tag, by_step in by_tag.items() if by_step}
+    with contextlib.suppress(KeyError):  # the plugin has no tags
+        for tag in events.PluginTagToContent(plugin):
+            steps, values = zip(*((event.step, tf.make_ndarray(event.tensor_proto))
+                                  for event in events.Tensors(tag)))
+            by_tag[tag] = np.array(steps), np.array(values)
+    return by_tag

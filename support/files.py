@@ -15,7 +15,6 @@ from support import errors
 from support.errors import InputError
 
 BLOCK_BYTES = 1 << 20
-MAX_JSON_BYTES = 1 << 26
 
 
 class NotWritten(OSError):
@@ -39,11 +38,7 @@ def digest(content: Iterable[bytes], name: str = "sha256") -> str:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a regular file, in hexadecimal.
-
-    Raises:
-      InputError: the path is a device, a pipe or a folder.
-    """
+    """The SHA-256 of a file, in hexadecimal; InputError for a device, a pipe or a folder."""
     check_regular(path)
     return digest(blocks(path))
 
@@ -87,8 +82,6 @@ def read_json(path: Path, needed: Iterable[str] = ()) -> dict:
       InputError: it is damaged, or lacks a key that is `needed`.
     """
     check_regular(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
     try:
         content = json.loads(path.read_bytes())
         if content.pop("checksum", None) != _checksum(content):
@@ -127,11 +120,7 @@ def sync(path: Path):
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder until this process ends or closes it.
-
-    Returns:
-      False if another process holds the lock.
-    """
+    """Locks an open file or folder until it is closed; returns False if another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -54,7 +54,7 @@ def _allowed(flag: flags.Flag) -> Iterator[str]:
     elif getattr(parser, "lower_bound", None) is not None:
         yield f"{parser.lower_bound:,} or more"
     elif isinstance(parser, flag_types.IntegersParser):
-        yield parser.syntactic_help
+        yield "integers, comma-separated"
     for check in flag.validators:
         if check.get_flags_names() == [flag.name] and check.message != "Flag validation failed":
             yield check.message

@@ -57,10 +57,6 @@ class PathsParser(flags.ListParser):
 class IntegersParser(flags.ListParser):
     """Parses comma-separated integers."""
 
-    def __init__(self):
-        super().__init__()
-        self.syntactic_help = "integers, comma-separated"
-
     def parse(self, argument) -> list[int]:
         if not isinstance(argument, str):
             return list(argument)

@@ -15,19 +15,13 @@ ANY_WORD = re.compile(rf"(?<![a-z])({'|'.join(WORDS.values())}|training|testing|
 
 def from_file(path: Path, valid_fraction: float = HELD_OUT,
               test_fraction: float = HELD_OUT) -> Corpus:
-    """One file, cut into train, valid and test.
-
-    Raises:
-      InputError: it is missing, empty, too short or not a file.
-    """
+    """One file, cut into splits; InputError if it is missing, too short or not a file."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: use --input_dir")
     if not path.exists():
         raise InputError(f"{path} is missing")
     if not path.is_file():
         raise InputError(f"{path} is not a regular file: save the text in a file first")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty")
     return _split(printable(path.stem), [path], valid_fraction, test_fraction)
 
 
@@ -77,11 +71,7 @@ def _splits_within(folder: Path) -> dict[str, list[str]]:
 
 
 def _texts_of(folder: Path, splits: dict[str, list[str]]) -> dict[str, Text]:
-    """The text of each split in a folder.
-
-    Raises:
-      InputError: a split is missing or present twice.
-    """
+    """The text of each split in a folder; InputError if a split is missing or present twice."""
     for split, names in splits.items():
         if len(names) > 1:
             raise InputError(f"{folder} contains both {printable(names[0])} and "
@@ -139,10 +129,7 @@ def _check_no_splits(folder: Path, texts: list[str]):
 def _files_within(folder: Path) -> tuple[list[str], list[str]]:
     """The texts in a folder and its subfolders, and the other files and hidden folders.
 
-    Links are followed.
-
-    Raises:
-      InputError: a folder cannot be read.
+    Links are followed. A folder that cannot be read raises InputError.
     """
     texts, others = [], []
     for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -163,19 +150,12 @@ def _refuse(error: OSError):
 
 def _natural_order(path: str) -> list:
     """A sort key that puts chapter2 before chapter10."""
-    key = []
-    for name in path.split("/"):
-        parts = re.split("([0-9]+)", name)
-        key.append([int(part) if odd % 2 else part for odd, part in enumerate(parts)])
-    return key
+    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+            for name in path.split("/")]
 
 
 def _split(name: str, paths: list[Path], valid_fraction: float, test_fraction: float) -> Corpus:
-    """Joins files and cuts them into splits, as `next_break` cuts.
-
-    Raises:
-      InputError: a split would be empty.
-    """
+    """Joins files and cuts them, as `next_break` cuts; InputError if a split would be empty."""
     size = sum(path.stat().st_size for path in paths)
     train_end = round(size * (1 - valid_fraction - test_fraction))
     valid_end = round(size * (1 - test_fraction))

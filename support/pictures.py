@@ -3,7 +3,6 @@
 L blocks, K layer types, H heads, N tokens, P networks.
 """
 
-import functools
 import io
 import warnings
 from pathlib import Path
@@ -42,15 +41,12 @@ def draw_pi(axes, pi: np.ndarray, kinds: Sequence[str], title: str):
 
 def architecture_heat_map(pi: np.ndarray, kinds: Sequence[str], title: str) -> np.ndarray:
     """The heat map of pi [L, K]: RGB, uint8 [height, width, 3]."""
-    figure, axes = _heat_map_figure(len(pi))
+    size = 1.6 + 0.6 * len(pi), 2.4
+    figure, axes = pyplot.subplots(figsize=size, dpi=100, layout="constrained")
     draw_pi(axes, pi, kinds, title)
-    return pixels(figure)
-
-
-@functools.cache
-def _heat_map_figure(blocks: int):
-    """A figure and its axes, reused because Python rarely collects discarded figures."""
-    return pyplot.subplots(figsize=(1.6 + 0.6 * blocks, 2.4), dpi=100, layout="constrained")
+    picture = pixels(figure)
+    pyplot.close(figure)
+    return picture
 
 
 def attention_figure(weights: np.ndarray, tokens: Sequence[str], seq_len: int, title: str):
@@ -61,7 +57,6 @@ def attention_figure(weights: np.ndarray, tokens: Sequence[str], seq_len: int, t
       tokens: the text of each token, N.
       seq_len: tokens per window. A line marks the start of each window; weights below and to the
         left of it are attention to the memory.
-      title: of the figure.
     """
     heads, columns = len(weights), min(len(weights), 2)
     rows, side = -(-heads // columns), max(2.4, 0.16 * len(tokens))
@@ -115,7 +110,6 @@ def trade_off_figure(names: Sequence[str], groups: dict[str, tuple[np.ndarray, d
       losses: of the networks, [P].
       costs: {axis label: costs of the networks, [P]}.
       loss_name: label of the vertical axis.
-      title: of the figure.
     """
     figure, panels = pyplot.subplots(1, len(costs), figsize=(6 * len(costs), 5), dpi=120,
                                      sharey=True, squeeze=False, layout="constrained")

@@ -85,14 +85,7 @@ def get(name: str, folder: Path) -> Corpus:
 
 
 def _download(name: str, missing: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Downloads files of a corpus.
-
-    Yields:
-      The name and content of each file that is `missing`.
-
-    Raises:
-      Unreachable: no source delivers one of them.
-    """
+    """Yields name and content of each `missing` file; Unreachable if no source delivers one."""
     corpus, reasons = PUBLISHED[name], []
     for source in corpus.sources:
         fetch = functools.cache(_fetch)  # an archive only once for all its members

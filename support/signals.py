@@ -15,12 +15,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[list[int]]:
-    """Defers signals to the end of the block.
+    """Defers signals to the end of the block; of nested blocks, to the end of the outermost one.
 
-    Nested blocks defer them to the end of the outermost one. Only the main thread gets signals.
-
-    Yields:
-      The numbers of the signals received so far.
+    Yields the numbers of the signals received so far. Only the main thread gets signals.
 
     Raises:
       Interrupted: a signal arrived. The end of the outermost block raises it.

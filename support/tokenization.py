@@ -6,7 +6,6 @@ score all pass through `Tokenizer.tokenize`.
 """
 
 import codecs
-import copy
 import hashlib
 import io
 import re
@@ -17,7 +16,7 @@ from typing import Iterable, Iterator
 import numpy as np
 import sentencepiece
 
-from support import cli, corpora, model_proto
+from support import cli, corpora
 from support.corpora import Text
 from support.errors import InputError
 
@@ -38,14 +37,13 @@ WHITE_SPACE = (r"[\t\v\f\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
 INVISIBLE = r"[\x{ad}\x{200b}\x{feff}]"
 
 
-def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
+def split_lines(text, keep_white_space: bool, keep_invisible: bool):
     """Splits a text into lines and cleans it for SentencePiece.
+
+    White space becomes spaces and invisible characters are removed, unless they are to be kept.
 
     Args:
       text: UTF-8, a scalar string tensor. A line ends with \\n, \\r\\n or \\r.
-      keep_white_space: change nothing else. Otherwise all white space becomes spaces, and invisible
-        characters are removed.
-      normalization_rule_name: of the tokenizer. `identity` keeps invisible characters.
 
     Returns:
       Strings [L]. The last one follows the last line end and is often empty.
@@ -54,7 +52,7 @@ def split_lines(text, keep_white_space: bool, normalization_rule_name: str):
     text = tf.strings.regex_replace(text, r"\r\n?", "\n")
     if not keep_white_space:
         text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
-    if not keep_white_space and normalization_rule_name != "identity":
+    if not (keep_white_space or keep_invisible):
         text = tf.strings.regex_replace(text, INVISIBLE, "")
     return tf.strings.split(text, "\n")
 
@@ -80,17 +78,15 @@ class TokenizerSettings:
 
 
 def train_tokenizer(text: Text, settings: TokenizerSettings) -> bytes:
-    """Trains a SentencePiece model on a sample of a text.
-
-    Returns:
-      The content of the model file. It depends only on text and settings.
+    """The content of a SentencePiece model trained on a sample of a text: the same each time.
 
     Raises:
       InputError: the text is empty, or the vocabulary size is too large or too small for it.
     """
     keep_white_space = settings.model_type == "char"
     cuts_words = settings.model_type in ("unigram", "bpe")
-    lines = _sample(text, keep_white_space, settings.normalization_rule_name)
+    keep_invisible = settings.normalization_rule_name == "identity"
+    lines = _sample(text, keep_white_space, keep_invisible)
     if not any(map(bytes.strip, lines)):
         raise InputError(f"{text.name} is empty")
     sample = b"\n".join(lines)
@@ -127,13 +123,13 @@ def train_tokenizer(text: Text, settings: TokenizerSettings) -> bytes:
     return model.getvalue()
 
 
-def _sample(text: Text, keep_white_space: bool, normalization_rule_name: str) -> list[bytes]:
+def _sample(text: Text, keep_white_space: bool, keep_invisible: bool) -> list[bytes]:
     """The lines of about `SAMPLE_BYTES` of a text, spread evenly over it, or of all of it."""
     every = -(-text.size // SAMPLE_BYTES)
     lines = []
     for span in corpora.spans(text, every * SENTENCE_BYTES):
         block, _ = next(corpora.blocks(span, SENTENCE_BYTES))
-        lines.extend(split_lines(block, keep_white_space, normalization_rule_name).numpy())
+        lines.extend(split_lines(block, keep_white_space, keep_invisible).numpy())
     return lines
 
 
@@ -163,11 +159,11 @@ def ids_by_count(counts: np.ndarray) -> np.ndarray:
 
 def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
     """A SentencePiece model that splits text in the same way, but with ids `new_ids` [V]."""
-    proto = model_proto.ModelProto.FromString(model)
-    pieces = [copy.deepcopy(proto.pieces[old]) for old in np.argsort(new_ids)]
-    del proto.pieces[:]
-    proto.pieces.extend(pieces)
-    return proto.SerializeToString(deterministic=True)
+    # Field 1 of a model repeats its pieces, as that of BytesList repeats bytes; other fields are
+    # preserved. sentencepiece's own description of a model loads with only one version of protobuf.
+    proto = cli.tensorflow().train.BytesList.FromString(model)
+    proto.value[:] = [proto.value[old] for old in np.argsort(new_ids)]
+    return proto.SerializeToString()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -175,10 +171,7 @@ def renumbered(model: bytes, new_ids: np.ndarray) -> bytes:
 
 
 class Tokenizer:
-    """Text -> ids -> text.
-
-    Args:
-      path: a SentencePiece model.
+    """Text -> ids -> text, by a SentencePiece model.
 
     Attributes:
       vocab_size: V.
@@ -197,19 +190,21 @@ class Tokenizer:
         try:
             with cli.quiet():  # it warns about `identity`
                 pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-            proto = model_proto.ModelProto.FromString(model)
-        except Exception:
+        except RuntimeError:
             raise InputError(f"{path} is not a SentencePiece model") from None
         special = pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id()
         if special != (PAD, BOS, EOS, UNK):
             raise InputError(
                 f"{path} has the special ids pad {special[0]}, bos {special[1]}, "
                 f"eos {special[2]}, unk {special[3]}; they must be {PAD}, {BOS}, {EOS}, {UNK}")
-        self.vocab_size, self.has_bytes = pieces.vocab_size(), proto.trainer_spec.byte_fallback
-        self.vocabulary = "".join(f"{piece.piece}\t{piece.score:g}\n" for piece in proto.pieces)
-        self.keeps_white_space = not proto.normalizer_spec.remove_extra_whitespaces
-        self._normalization = proto.normalizer_spec.name
-        self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
+        self.vocab_size = pieces.vocab_size()
+        ids = range(self.vocab_size)
+        self.has_bytes = any(map(pieces.is_byte, ids))
+        self.vocabulary = "".join(
+            f"{pieces.id_to_piece(i)}\t{pieces.get_score(i):g}\n" for i in ids)
+        self.keeps_white_space = bool(pieces.normalize(" "))
+        self._keeps_invisible = "Ａ" in pieces.normalize("Ａ")  # NFKC makes it an A
+        self._bytes = [_piece_bytes(pieces, i) for i in ids]
         self._bytes[EOS] = b"\n"
         self.sentencepiece = _sentencepiece(model)
 
@@ -225,8 +220,8 @@ class Tokenizer:
           unknown characters.
         """
         tf = cli.tensorflow()
-        lines = split_lines(text, self.keeps_white_space, self._normalization)  # [L]
-        words = _count_words(text)
+        lines = split_lines(text, self.keeps_white_space, self._keeps_invisible)  # [L]
+        words = tf.size(tf.strings.split(tf.strings.regex_replace(text, WHITE_SPACE, " ")))
         if self.has_bytes:
             ids, unknown = self.sentencepiece.tokenize(lines), tf.constant(0)  # [L, ragged]
         else:
@@ -240,10 +235,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], within_line: bool = False) -> Iterator[str]:
         """Yields the text of each id, as soon as the bytes of a character are complete.
 
-        Args:
-          ids: any number of them.
-          within_line: whether the ids continue a line. At the start of a line, the tokenizer's own
-            space is removed.
+        The tokenizer's own space at the start of a line is removed; `within_line` says that the ids
+        continue a line.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         at_start = not within_line
@@ -257,15 +250,7 @@ class Tokenizer:
         yield decoder.decode(b"", final=True)
 
     def detokenize(self, ids, within_line):
-        """Converts ids to text like `decode`, in a graph.
-
-        Args:
-          ids: int32 [N].
-          within_line: boolean, see `decode`.
-
-        Returns:
-          UTF-8, a scalar string tensor.
-        """
+        """Converts ids, int32 [N], to a scalar string tensor, UTF-8, like `decode`."""
         tf = cli.tensorflow()
         pieces = tf.gather(tf.constant(self._bytes), ids)  # [N]
         if not self.keeps_white_space:
@@ -280,7 +265,7 @@ class Tokenizer:
         """A prompt without trailing white space: the next piece brings its own space."""
         if self.keeps_white_space:
             return prompt
-        unseen = "" if self._normalization == "identity" else f"|{INVISIBLE}"
+        unseen = "" if self._keeps_invisible else f"|{INVISIBLE}"
         return cli.tensorflow().strings.regex_replace(prompt, f"( |{WHITE_SPACE}{unseen})+$", "")
 
 
@@ -307,24 +292,14 @@ def _sentencepiece(model: bytes):
     return tokenizer
 
 
-def _count_words(text):
-    """The number of words of a text: bytes of a word that follow white space or nothing."""
-    tf = cli.tensorflow()
-    text = tf.strings.regex_replace(text, WHITE_SPACE, " ")
-    content = tf.io.decode_raw(text, tf.uint8)  # [bytes]
-    ends = tf.constant(list(b" \r\n"), tf.uint8)  # [3]
-    is_word = tf.reduce_all(content[:, None] != ends, axis=1)  # [bytes]
-    before = tf.concat([[False], is_word[:-1]], axis=0)[:tf.size(is_word)]  # [bytes]
-    return tf.math.count_nonzero(is_word & ~before, dtype=tf.int32)
-
-
-def _piece_bytes(piece) -> bytes:
+def _piece_bytes(pieces: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
     """The UTF-8 text of a piece. Control pieces have none."""
-    if piece.type == model_proto.BYTE:
-        return bytes([int(piece.piece[1:-1], 16)])  # <0x41>
-    if piece.type == model_proto.UNKNOWN:
+    piece = pieces.id_to_piece(token)
+    if pieces.is_byte(token):
+        return bytes([int(piece[1:-1], 16)])  # <0x41>
+    if pieces.is_unknown(token):
         return " \N{DOUBLE QUESTION MARK} ".encode()  # as SentencePiece writes it
-    return b"" if piece.type == model_proto.CONTROL else piece.piece.encode()
+    return b"" if pieces.is_control(token) else piece.encode()
 
 
 def _unknown_characters(lines, ids, starts, ends):

@@ -10,6 +10,7 @@ TensorBoard except speed, or any byte of the data.
 import clean  # noqa: F401, I001
 
 import argparse
+import contextlib
 import json
 import math
 import random
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Iterator
 
 import tensorflow as tf
 import tiny
@@ -28,7 +30,6 @@ import warm
 from conftest import PROJECT, write_corpus
 
 import data_utils
-from support.events import read_events
 
 DATA_FLAGS = ["--input_dir=corpus", *tiny.as_flags(**tiny.DATA)]
 OF_A_RUN = dict(data_dir="data", model_name="run", num_layers=1, dropout_rate=0.2, save_every=40)
@@ -65,6 +66,13 @@ def kill(process: subprocess.Popen, number: signal.Signals, begun: str, rng: ran
     process.send_signal(number)
     process.communicate()
     return process.returncode != 0
+
+
+def read_events(path: Path) -> Iterator:
+    """Yields the events of a file, up to the last one, which a killed process left incomplete."""
+    with contextlib.suppress(tf.errors.DataLossError):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            yield tf.compat.v1.Event.FromString(record)
 
 
 def events_of(folder: Path) -> tuple[dict, dict]:

@@ -24,6 +24,7 @@ SMALL = dict(architecture="ss", d_model=16, num_heads=2, d_ffn=48, mem_len=8, cu
 def small():
     with flagsaver.flagsaver(**SMALL, repeats=2, batch_size=8, seq_len=16):
         yield
+    keras.config.set_dtype_policy("float32")
 
 
 def matrix_product_flops(graph) -> int:
@@ -56,7 +57,7 @@ def test_the_flops_are_those_of_the_matrix_products_in_the_graph(changes):
 
 
 def test_zipf_data_are_data(tmp_path):
-    metadata, probability = bench.zipf_data(tmp_path, 8)
+    metadata, probability = bench.zipf_data(tmp_path)
     windows = list(data_utils.load_windows(tmp_path, "train", metadata).as_numpy_iterator())
     assert len(windows) == 100 and windows[0].shape == (8, 16 + 1)
     assert min(window.min() for window in windows) >= 4
@@ -81,33 +82,12 @@ def test_every_part_is_measured(capsys):
     assert generation["ms_median"] <= generation["ms_p95"] <= generation["ms_p99"]
 
 
-def test_on_a_gpu_the_step_is_measured_by_rows_and_by_steps_sent_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "BATCHES", (1, 2))
-    sent = []
-
-    def trained(trainer, num_steps):
-        assert trainer._jit_compile
-        sent.append((trainer.metadata["batch_size"], trainer.steps_per_execution, num_steps))
-        return 0.25 * num_steps
-
-    monkeypatch.setattr(Trainer, "train", trained)
-    settings = bench.settings()
-    assert bench.Bench(tmp_path / "cpu", settings, jit_compile=False).batches() == {}
-    results = bench.Bench(tmp_path / "gpu", settings, jit_compile=True).batches()
-    assert sent == [(rows, together, 20) for rows in (8, 16) for together in (1, 20)
-                    for _ in range(3)]
-    figures = results["16 rows, 20 steps together"]
-    assert len(results) == 4 and figures["ms_median"] == pytest.approx(250)
-    assert figures["tokens_per_second"] == pytest.approx(16 * 16 / 0.25)
-    assert figures["seconds_per_epoch"] == pytest.approx(2_639_537 / (16 * 16 / 0.25))
-
-
 def test_the_peak_is_that_of_all_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "seconds", lambda function: 0.5)
     monkeypatch.setattr(cli, "CORES", 3)
     monkeypatch.setattr(bench, "matrix_products", lambda dtype: None)
     monkeypatch.setattr(Trainer, "train", lambda trainer, num_steps: 0.25 * num_steps)
-    step = bench.Bench(tmp_path, bench.settings(), False)._train_step()
+    step = bench.Bench(tmp_path, bench.settings(), False).train_step()
     assert step["ms_median"] == step["ms_min"] == step["ms_max"] == pytest.approx(250)
     assert step["peak_gflop_per_second"] == pytest.approx(3 * 2 * 2048**3 / 0.5 / 1e9)
     assert step["fraction_of_peak"] == pytest.approx(
@@ -115,18 +95,18 @@ def test_the_peak_is_that_of_all_cores(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("faster", [False, True])
-def test_bfloat16_is_measured_if_its_products_are_faster(faster, tmp_path, monkeypatch):
+def test_bfloat16_is_measured_if_its_products_are_faster(faster, monkeypatch):
     monkeypatch.setattr(bench, "matrix_products", lambda dtype: dtype)
     monkeypatch.setattr(
         bench, "seconds", lambda dtype: 2.0 if (dtype == "bfloat16") == faster else 3.0)
-    measure = bench.Bench(tmp_path, bench.settings(), False)._each_dtype
-    measured = measure(lambda: keras.config.dtype_policy().name)
-    assert measured == {"float32": "float32"} | ({"bfloat16": "mixed_bfloat16"} if faster else {})
-    assert keras.config.dtype_policy().name == "float32"
+    assert bench.precisions() == ["float32"] + ["bfloat16"] * faster
 
 
-def test_one_part_alone(capsys):
-    with flagsaver.flagsaver(only="batches"):
+def test_one_part_alone_in_each_precision(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "precisions", lambda: ["float32", "bfloat16"])
+    monkeypatch.setattr(
+        bench.Bench, "generation", lambda _: {"policy": keras.config.dtype_policy().name})
+    with flagsaver.flagsaver(only="generation"):
         bench.main(None)
-    results = json.loads(capsys.readouterr().out)
-    assert results.keys() == {"device", "batches", "peak_memory_mib"} and results["batches"] == {}
+    assert json.loads(capsys.readouterr().out)["generation"] == {
+        "float32": {"policy": "float32"}, "bfloat16": {"policy": "mixed_bfloat16"}}

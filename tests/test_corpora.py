@@ -159,7 +159,6 @@ def test_a_folder_that_cannot_be_read_is_named(where, tmp_path, monkeypatch):
 @pytest.mark.parametrize("function, name, message", [
     (own_text.from_file, "folder", "folder is a folder: use --input_dir"),
     (own_text.from_file, "missing", "missing is missing"),
-    (own_text.from_file, "empty", "empty is empty"),
     (own_text.from_file, "pipe", "pipe is not a regular file"),
     (own_text.from_file, "short", "short is too short to be split: nothing is left for"),
     (own_text.from_folder, "empty", "empty is a file: use --input_text"),

@@ -33,7 +33,6 @@ OTHERS = {  # the flags of other programs, as far as the pages name them
     "tests/chaos.py": {"kills"},
     "tests/run.sh": {"durations"},
     "saved_model_cli": {"dir", "all"},
-    "recipes.compare_outputs": {"output"},
 }
 
 
@@ -46,7 +45,8 @@ def known_flags() -> dict[str, set[str]]:
             own = flags.FLAGS.get_key_flags_for_module(program)
             by_module[program] = {"help", *(flag.name for flag in own)}
     programs = {f"{program.__name__}.py": program for program in PROGRAMS}
-    return OTHERS | {name: by_module[program] for name, program in (programs | SCRIPTS).items()}
+    known = {name: by_module[program] for name, program in (programs | SCRIPTS).items()}
+    return OTHERS | known | {"recipes/find.sh": by_module[train] | by_module[choose]}
 
 
 def unknown_flags(text: str, known_flags: dict[str, set[str]]) -> list[str]:

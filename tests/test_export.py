@@ -21,7 +21,7 @@ import evaluate
 import export
 import generate
 from model import PARTransformerXL
-from support.tokenization import EOS, PAD, UNK
+from support.tokenization import EOS, UNK
 from training.scoring import window_nll
 from training.trained_run import TrainedRun
 from training.trainer import build_network
@@ -184,27 +184,6 @@ def test_the_texts_of_a_batch_do_not_affect_each_other(signatures):
     assert signatures["score"](text=np.array([], dtype=str))["nats"].shape == (0,)
 
 
-def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, run, lm):
-    ids = [lm.encode(text)[0][:6] for text in ("the old king of the city", "a word and a sea")]
-    ids = np.array(ids, np.int32)  # [B, N]
-    tokenized = signatures["tokenize"](text=TEXTS[:2])["token"]
-    assert np.array_equal(tokenized[0], lm.encode(TEXTS[0])[0]) and tokenized[1, -1] == PAD
-    sizes, T = lm.model.sizes, run.data["seq_len"]
-    M = sizes.mem_len + T - 1
-    texts = signatures["detokenize"](token=signatures["tokenize"](text=TEXTS)["token"])["text"]
-    assert [text.decode().split() for text in texts] == [text.split() for text in TEXTS]
-    memory = np.zeros([2, 2, M, sizes.d_model], np.float32)
-    own_memory = lm.model.empty_memory(2, M)
-    for position in range(ids.shape[1]):
-        filled = np.full(2, min(position, M), np.int32)
-        found = signatures["next"](token=ids[:, position], memory=memory, filled=filled)
-        hidden, own_memory = lm.model(
-            tf.constant(ids[:, position:position + 1]), own_memory, filled=min(position, M))
-        expected = lm.model.softmax.log_prob(hidden[:, 0])
-        assert np.allclose(found["log_prob"], expected, atol=1e-5)
-        memory = found["memory"]
-
-
 @pytest.mark.parametrize("changes, message", [
     ({"prompt": [""]}, "the prompt is empty"), ({"prompt": [b"\xff"]}, "the text is not UTF-8"),
     ({"num_tokens": 0}, "num_tokens must be"), ({"top_k": -1}, "top_k must be"),
@@ -213,19 +192,6 @@ def test_a_loop_over_next_gives_the_log_probabilities_of_generation(signatures, 
 def test_bad_input_is_named_by_the_graph(changes, message, signatures):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         signatures["generate"](**{"prompt": ["a"]} | SETTINGS | changes)
-
-
-@pytest.mark.parametrize("token, filled, message", [
-    (-1, 0, "token must be from 0 to"), (VOCAB_SIZE, 0, "token must be from 0 to"),
-    (5, 1000, "filled must be from 0 to"), (5, -1, "filled must be from 0 to")])
-def test_numbers_out_of_range_are_named_by_the_graph(token, filled, message, run, signatures, lm):
-    M = lm.model.sizes.mem_len + run.data["seq_len"] - 1
-    memory = tf.zeros([1, lm.model.num_memories, M, lm.model.sizes.d_model])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        signatures["next"](token=[token], memory=memory, filled=[filled])
-    if message.startswith("token"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-            signatures["detokenize"](token=[[token]])
 
 
 def test_a_line_end_is_one_byte_and_a_byte_order_mark_none(signatures):

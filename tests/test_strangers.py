@@ -29,9 +29,6 @@ def put(path: Path, what: str):
         os.symlink(what, path)
     elif what == "folder":
         path.mkdir()
-    elif what == "large":
-        with open(path, "w") as file:
-            file.truncate(1 << 40)
     else:
         path.write_text(what)
 
@@ -39,9 +36,7 @@ def put(path: Path, what: str):
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", f"best/{{}}/{HASHES}"])
 def test_something_other_than_a_file_is_refused(name, begun):
     path = begun / name.format(os.listdir(begun / "best")[0])
-    for what in ("pipe", "/dev/null", "/dev/zero", "large", "[" * 10**6, "9" * 10**5, "folder"):
-        if what == "large" and path.suffix != ".json":
-            continue
+    for what in ("pipe", "/dev/null", "/dev/zero", "[" * 10**6, "9" * 10**5, "folder"):
         put(path, what)
         done = run_command(generate, f"--run={begun}", "--prompt=a", "--num_tokens=1")
         assert path.name in one_line(done)
@@ -87,7 +82,7 @@ def test_a_pipe_or_folder_in_place_of_a_file_blocks_nobody(make, begun, run_trai
     log.unlink()
     make(events)
     make(log)
-    assert run_command(plot_search, f"--run={begun}").returncode == 0
+    assert "is not a regular file" in one_line(run_command(plot_search, f"--run={begun}"))
     with pytest.raises(files.InputError, match="training_log.log is not a regular file"):
         run_train()
     shutil.rmtree(log) if log.is_dir() else log.unlink()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 import data_utils
-from support import cli, corpora, model_proto, tokenization
+from support import cli, corpora, tokenization
 from support.errors import InputError
 from support.tokenization import EOS, UNK, Tokenizer, TokenizerSettings
 
@@ -142,22 +142,6 @@ def test_ids_fall_by_count_and_split_text_as_before(corpus_dir, data_dir):
 def test_new_ids_by_hand():
     counts = np.array([9, 0, 0, 9, 2, 7, 0, 7, 1])
     assert tokenization.ids_by_count(counts).tolist() == [0, 1, 2, 3, 6, 4, 8, 5, 7]
-
-
-def test_a_model_that_is_read_and_written_keeps_unknown_fields(tmp_path):
-    text = text_of(tmp_path / "text.txt", "The red cat sat\n" * 30)
-    content = tokenization.train_tokenizer(text, TokenizerSettings("unigram", 270, "nfkc"))
-    theirs = sentencepiece_model_pb2.ModelProto.FromString(content)
-    ours = model_proto.ModelProto.FromString(content)
-    assert [(piece.piece, piece.score, piece.type) for piece in ours.pieces] == [
-        (piece.piece, piece.score, piece.type) for piece in theirs.pieces]
-    assert ours.trainer_spec.byte_fallback and ours.normalizer_spec.name == "nfkc"
-    assert ours.normalizer_spec.remove_extra_whitespaces
-    again = sentencepiece_model_pb2.ModelProto.FromString(ours.SerializeToString())
-    assert again == theirs
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    assert (model_proto.UNKNOWN, model_proto.CONTROL, model_proto.BYTE) == (
-        kinds.UNKNOWN, kinds.CONTROL, kinds.BYTE)
 
 
 def test_pieces_are_those_of_the_settings(tmp_path):

@@ -39,28 +39,18 @@ class LanguageModel:
             tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)])
 
     def encode(self, text: str) -> tuple[np.ndarray, int]:
-        """The ids of a text, int32 [N], and the number of characters unknown to the tokenizer.
-
-        Raises:
-          TypeError: the text is not a string.
-        """
+        """The ids of a text, int32 [N], and the number of characters unknown to the tokenizer."""
         if not isinstance(text, str):
             raise TypeError(f"a text must be a string, not {type(text).__name__}")
         ids, _, unknown = self.tokenizer.tokenize(tf.constant(text), self._add_eos)
         return ids.numpy(), int(unknown)
 
     def log_prob(self, text: str) -> tuple[list[str], np.ndarray]:
-        """The log-probability of each token of a text, given all tokens before it.
-
-        Args:
-          text: of any length.
+        """The log-probability of each token of a text of any length, given all tokens before it.
 
         Returns:
           The text of each token, N; and its log-probability, float32 [N], in nats. The first token
           is not predicted: its value is NaN.
-
-        Raises:
-          TypeError: the text is not a string.
         """
         ids, _ = self.encode(text)
         nll = self._token_nll(tf.constant(ids), tf.constant(self.model.tau)).numpy()
@@ -68,10 +58,7 @@ class LanguageModel:
 
     def generate(self, prompt: str, num_tokens: int = 100, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, seed: int = 0) -> str:
-        """A prompt and its continuation. The same seed gives the same text.
-
-        Args, Raises: see `stream`.
-        """
+        """`stream` as a whole. The same seed gives the same text."""
         return "".join(self.stream(prompt, num_tokens, temperature, top_k, top_p, seed))
 
     def stream(self, prompt: str, num_tokens: int = 100, temperature: float = 1.0, top_k: int = 0,
@@ -80,16 +67,14 @@ class LanguageModel:
 
         Args:
           prompt: of any length.
-          num_tokens: how many tokens to write.
+          num_tokens: to write.
           temperature: below 1 favours likely tokens; 0 always takes the most likely one.
           top_k: draw from this many of the most likely tokens; 0 for all.
           top_p: draw from the most likely tokens with this total probability.
           seed: below 2^31.
 
         Raises:
-          InputError: the prompt is empty.
-          ValueError: another argument is out of range.
-          TypeError: the prompt is not a string.
+          InputError: the prompt is empty, or another argument is out of range.
         """
         ids, _ = self.encode(prompt)
         if not len(ids):
@@ -104,9 +89,6 @@ class LanguageModel:
 
         The network reads T tokens at once: a token attends to the tokens before it in its own
         window, and to the M tokens before that window.
-
-        Args:
-          text: a few windows long; the result grows with the square of its length.
 
         Returns:
           Weights [A, H, N, M + N], for the blocks that attend; along the last axis, the memory
@@ -138,14 +120,10 @@ class LanguageModel:
         return self.tokenizer.tokenize(text, self._add_eos)[0]
 
     def token_nll(self, ids, tau=None):
-        """The negative log-likelihood of each token except the first, given all tokens before it.
+        """The negative log-likelihood of each id but the first, given all ids before it.
 
-        Args:
-          ids: int32 [N].
-          tau: the temperature of the mixtures; None for the network's own.
-
-        Returns:
-          float32 [N - 1], in nats.
+        For ids [N], it is float32 [N - 1], in nats. `tau` is the temperature of the mixtures; None
+        for the network's own.
         """
         T = self._seq_len
         targets = tf.maximum(tf.size(ids) - 1, 0)
@@ -161,15 +139,7 @@ class LanguageModel:
         return tf.reshape(nll.stack(), [-1])[:targets]
 
     def continued(self, prompt, num_tokens, seed, temperature, top_k, top_p):
-        """A prompt and its continuation, the same as `generate`.
-
-        Args:
-          prompt: UTF-8, a scalar string tensor with at least one token.
-          num_tokens: how many tokens to write.
-          seed, temperature, top_k, top_p: see `stream`.
-
-        Returns:
-          A scalar string tensor.
+        """`generate` for scalar tensors; the prompt and the result are UTF-8.
 
         Raises:
           tf.errors.InvalidArgumentError: the prompt has no token.

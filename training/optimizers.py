@@ -31,8 +31,7 @@ def build_optimizer(settings: Settings, name: str, learning_rate: Callable,
     """An optimizer of `variables`, named `name`; `learning_rate` takes no arguments.
 
     Weight decay is decoupled from the gradient (Loshchilov & Hutter 2017, "Decoupled weight decay
-    regularization") and applies only to matrices, not to biases, gains or the
-    architecture.
+    regularization") and applies only to matrices, not to biases, gains or the architecture.
 
     Raises:
       InputError: Keras has no optimizer of the name `settings.opt_name`.

@@ -19,12 +19,7 @@ from support.tokenization import PAD
 
 
 def window_nll(model, window, memory, filled, tau, draws=None):
-    """The loss of one window.
-
-    Args:
-      model: the network.
-      window: int32 [B, T + 1].
-      memory, filled, tau, draws: see `PARTransformerXL.call`.
+    """The loss of a window, int32 [B, T + 1]; other arguments are those of the network's `call`.
 
     Returns:
       The negative log-likelihood of each target, float32 [B, T], 0 for padding; the next memory.
@@ -48,17 +43,11 @@ def filled_memory(model, window, number):
 
 @dataclass
 class Score:
-    """The score of a text.
+    """The score of a text."""
 
-    Attributes:
-      nll: the summed negative log-likelihood, in nats.
-      targets: the number of tokens predicted.
-      seconds: the time of each window; windows of one execution share their mean.
-    """
-
-    nll: float = 0.0
-    targets: int = 0
-    seconds: list[float] = field(default_factory=list)
+    nll: float = 0.0  # summed over the tokens, in nats
+    targets: int = 0  # tokens predicted
+    seconds: list[float] = field(default_factory=list)  # of each window, its mean in an execution
 
 
 class Evaluator:
@@ -68,7 +57,6 @@ class Evaluator:
     the text before it, as far back as the memory reaches.
 
     Args:
-      model: the network.
       jit_compile: compile with XLA.
       strategy: the replicas; None for one device.
       windows_per_execution: W, the windows that are sent to a device together.
@@ -128,10 +116,8 @@ class Evaluator:
         Args:
           windows: int32 [W, B, T + 1].
           scored: 1 for each row to score, else 0: float32 [W, B, 1].
-          count: a scalar.
-          memory: [A, B, M, D].
+          count, memory, tau: scalar, [A, B, M, D], scalar.
           first: the number of the first window in the text.
-          tau: the temperature.
 
         Returns:
           Loss and number of the scored targets, float64 [2]; the next memory.

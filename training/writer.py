@@ -8,6 +8,7 @@ from typing import Iterator, Sequence
 import tensorflow as tf
 
 from layers.draws import Draws
+from support.errors import InputError
 from support.tokenization import BOS, PAD, UNK
 
 EMPTY_PROMPT = "the prompt is empty: there is nothing to continue"
@@ -17,7 +18,6 @@ class Writer:
     """Continues token ids.
 
     Args:
-      model: the network.
       mem_len: M, positions of memory, as given by `memory_length`.
       jit_compile: compile with XLA.
     """
@@ -33,25 +33,16 @@ class Writer:
         Args:
           prompt: at least one id.
           num_tokens: the number of ids to yield.
-          seed: of the random numbers.
-          temperature, top_k, top_p: of `draw`.
+          seed, temperature, top_k, top_p: of the random numbers, and of `draw`.
 
         Raises:
-          ValueError: an argument is out of its range.
+          InputError: an argument is out of its range.
         """
-        ranges = {
-            "num_tokens must be 1 or more": num_tokens >= 1,
-            "seed must be 0 or more, and below 2^31": 0 <= seed < 2**31,
-            "top_k must be 0 or more": 0 <= top_k < 2**31,
-            "top_p must be above 0 and at most 1": 0 < top_p <= 1,
-            "temperature must be 0, or from 0.001 to 1000":
-                temperature == 0 or 0.001 <= temperature <= 1000}
-        for needed, is_met in ranges.items():
+        for needed, is_met in ranges(num_tokens, seed, temperature, top_k, top_p).items():
             if not is_met:
-                raise ValueError(needed)
+                raise InputError(needed)
         memory, drawn = self.model.empty_memory(1, self.mem_len), None
-        settings = [int(seed), float(temperature), int(top_k), float(top_p),
-                    self.model.tau]
+        settings = int(seed), float(temperature), int(top_k), float(top_p), self.model.tau
         settings = list(map(tf.constant, settings))
         for position in range(len(prompt) + num_tokens - 1):
             token = prompt[position] if position < len(prompt) else drawn
@@ -63,22 +54,21 @@ class Writer:
 
     def next(self, token, memory, position, seed, temperature, top_k, top_p, tau=None):
         """The id drawn after a token at a position, and the next memory, [A, 1, M, D]."""
-        filled = tf.minimum(position, self.mem_len)
-        log_prob, memory = self.log_prob(token, memory, filled, tau)  # [V], [A, 1, M, D]
+        window, filled = tf.reshape(token, [1, 1]), tf.minimum(position, self.mem_len)
+        hidden, memory = self.model(window, memory, filled=filled, tau=tau)  # [1, 1, D]
+        log_prob = self.model.softmax.log_prob(hidden[0])[0]  # [V]
         return draw(log_prob, Draws(seed, position), temperature, top_k, top_p), memory
 
-    def log_prob(self, token, memory, filled, tau=None):
-        """The log-probabilities [V] of the id after a token, and the next memory, [A, 1, M, D].
 
-        Args:
-          token: an id, int32 [].
-          memory: [A, 1, M, D].
-          filled: the number of memory positions, counted from the last, that hold tokens.
-          tau: the temperature of the network; None for its own.
-        """
-        window = tf.reshape(token, [1, 1])  # [1, 1]
-        hidden, memory = self.model(window, memory, filled=filled, tau=tau)  # [1, 1, D]
-        return self.model.softmax.log_prob(hidden[0])[0], memory
+def ranges(num_tokens, seed, temperature, top_k, top_p) -> dict:
+    """{the range of an argument of `Writer.write`: whether it is met}, for numbers or tensors."""
+    return {
+        "num_tokens must be 1 or more": num_tokens >= 1,
+        "seed must be 0 or more, and below 2^31": (seed >= 0) & (seed <= 2**31 - 1),
+        "top_k must be 0 or more": top_k >= 0,
+        "top_p must be above 0 and at most 1": (top_p > 0) & (top_p <= 1),
+        "temperature must be 0, or from 0.001 to 1000":
+            (temperature == 0) | (temperature >= 0.001) & (temperature <= 1000)}
 
 
 def draw(log_prob, draws: Draws, temperature, top_k, top_p):
@@ -86,11 +76,9 @@ def draw(log_prob, draws: Draws, temperature, top_k, top_p):
 
     Args:
       log_prob: [V].
-      draws: the random numbers.
       temperature: divides the log-probabilities; 0 takes the most likely id.
       top_k: sample from the k most likely ids; 0 for all.
-      top_p: sample from the smallest set of most likely ids whose probabilities add up to p or
-      more.
+      top_p: sample from the smallest set of most likely ids whose probabilities reach p.
     """
     never = [[PAD], [BOS], [UNK]]
     scores = tf.tensor_scatter_nd_update(log_prob, never, [-float("inf")] * len(never))  # [V]
