@@ -1,9 +1,6 @@
-"""Correlates the ranks of subnetworks with the ranks of the same networks trained alone.
+"""Correlates the ranks of subnetworks with the ranks of the same networks trained from scratch.
 
     python -m recipes.rank_correlation --search=logs/supernet --run=logs/one,logs/other,logs/third
-
-The subnetworks must have been scored by choose.py, the trained networks by evaluate.py on the
-validation split.
 
 P networks.
 """
@@ -20,15 +17,20 @@ from support.errors import InputError
 
 def define_flags():
     cli.define_path("search", None, "the folder of a search", required=True)
-    cli.define_paths("run", None, "the folders of fixed networks, with any seeds", required=True)
+    cli.define_paths("run", None, "the folders of fixed networks with as many blocks, identity "
+                     "included, and any seeds", required=True)
+    flags.DEFINE_integer("num_windows", 40, "windows of the validation split to score",
+                         lower_bound=1)
 
 
 cli.begin(__name__, define_flags)
 
 with cli.quiet():
-    from evaluate import means, read_evaluations
-    from layers import without_identity
-    from support import files
+    import data_utils
+    from layers import from_letters
+    from support import devices, files
+    from training.choices import ChoiceScorer
+    from training.trained_run import TrainedRun
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -38,48 +40,51 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def kendall(x: Sequence[float], y: Sequence[float]) -> float:
-    """Kendall's rank correlation of numbers [P] and [P]: agreeing minus disagreeing pairs."""
+    """Kendall's rank correlation: agreeing minus disagreeing pairs, divided by all pairs."""
     signs = [np.sign(np.subtract.outer(each, each)) for each in (x, y)]  # [P, P] each
     return float(np.sum(signs[0] * signs[1]) / (len(x) * (len(x) - 1)))
 
 
-def losses_within(search: Path) -> dict[str, float]:
-    """The loss of each subnetwork at the last step scored by choose.py, by its letters.
+def bits_alone(folders: list[Path]) -> dict[str, float]:
+    """The mean validation bits per byte over the runs of each architecture, lowest first."""
+    bits = {}
+    for folder in folders:
+        results = files.read_json(folder / "results.json", ["architecture", "valid"])
+        bits.setdefault(results["architecture"], []).append(results["valid"]["bits_per_byte"])
+    means = {letters: float(np.mean(each)) for letters, each in bits.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
 
-    Identity is left out of the letters. Of subnetworks that then agree, the lowest loss counts.
-    A search that choose.py has not scored raises InputError.
+
+def losses_within(run: TrainedRun, architectures: Sequence[str], num_windows: int) -> np.ndarray:
+    """The loss of subnetworks of a search, given as letters, in nats per token: [P].
+
+    Raises:
+      InputError: the search does not contain one of them.
     """
-    reports = [files.read_json(path, ["step", "choices"])
-               for path in search.glob("choices_step*.json")]
-    if not reports:
-        raise InputError(f"{search} has not been scored: python choose.py --run={search}")
-    last = max(reports, key=lambda report: report["step"])
-    losses = {}
-    for choice in last["choices"]:
-        name = without_identity(choice["architecture"])
-        losses[name] = min(choice["loss"], losses.get(name, np.inf))
-    return losses
+    devices.prepare(run.flags["mixed_precision"])
+    model, _ = run.search()
+    data_dir, metadata = run.find_data()
+    choices = []
+    for letters in architectures:
+        choices.append(tuple(from_letters(letters)))
+        if len(letters) != len(model.blocks) or not {*choices[-1]} <= {*model.kinds}:
+            raise InputError(f"{run.folder} does not contain {letters}")
+    windows = data_utils.load_windows(data_dir, "valid", metadata).take(num_windows)
+    return ChoiceScorer(model, windows.as_numpy_iterator())(choices)
 
 
 def main(_):
-    search, folders = Path(flags.FLAGS.search), list(map(Path, flags.FLAGS.run))
-    within = losses_within(search)
-    alone = {}
-    for network in means(read_evaluations(folders)):  # best first
-        name = network["architecture"]
-        if network["within_search"] or name in alone:
-            raise InputError(f"{name} is within a search, or was trained in two ways: --run takes "
-                             "fixed networks, trained alike")
-        if name not in within:
-            raise InputError(f"{search} does not contain {name}")
-        alone[name] = network["bits_per_byte"]
+    FLAGS = flags.FLAGS
+    alone = bits_alone(list(map(Path, FLAGS.run)))
     if len(alone) < 3:
         raise InputError("a rank correlation needs at least three networks")
+    within = losses_within(TrainedRun(FLAGS.search), list(alone), FLAGS.num_windows)
     print("architecture  bits per byte alone  loss within the search")
-    for name, bits in alone.items():
-        print(f"{name:12}  {bits:19.4f}  {within[name]:22.4f}")
-    correlation = spearman([within[name] for name in alone], list(alone.values()))
-    print(f"Spearman's rank correlation of {len(alone)} networks: {correlation:.3f}")
+    for (name, bits), loss in zip(alone.items(), within):
+        print(f"{name:12}  {bits:19.4f}  {loss:22.4f}")
+    both = within, list(alone.values())
+    print(f"rank correlation of {len(alone)} networks: Spearman {spearman(*both):.3f}, "
+          f"Kendall {kendall(*both):.3f}")
 
 
 if __name__ == "__main__":
