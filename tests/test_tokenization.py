@@ -110,14 +110,6 @@ def test_a_prompt_ends_without_space(end, kept, tokenizers):
         assert (shown if kind == "char" else shown.numpy().decode()) == f"a b{expected}"
 
 
-@pytest.mark.parametrize("kind", ["unigram", "bpe", "word"])
-def test_white_space_is_one_space_and_invisible_characters_vanish(kind, tokenizers):
-    tokenizer, _ = tokenizers[kind]
-    clean = "a b c d e f g h i j klmn o p q"
-    assert ids_of(tokenizer, ODD, False).tolist() == ids_of(tokenizer, clean, False).tolist()
-    assert decoded(tokenizer, ids_of(tokenizer, ODD, False)) == clean
-
-
 def test_ids_fall_by_count_and_split_text_as_before(corpus_dir, data_dir):
     text = corpora.whole_file(corpus_dir / "train.txt")
     settings = TokenizerSettings(vocab_size=VOCAB_SIZE)
