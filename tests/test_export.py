@@ -41,18 +41,18 @@ def lm(run):
 
 
 def loaded(folder) -> dict:
+    """The signatures of a SavedModel; each refers to the module, which owns the weights."""
     module = tf.saved_model.load(str(folder))
-    return {name: keep_alive(module, function) for name, function in module.signatures.items()}
 
+    def signature(name):
+        def call(**arguments):
+            tensors = {name: tf.constant(value) for name, value in arguments.items()}
+            results = module.signatures[name](**tensors)
+            return {name: value.numpy() for name, value in results.items()}
 
-def keep_alive(module, function):
-    """A signature that also refers to its module, which owns the weights."""
-    def call(**arguments):
-        assert module is not None
-        results = function(**{name: tf.constant(value) for name, value in arguments.items()})
-        return {name: value.numpy() for name, value in results.items()}
+        return call
 
-    return call
+    return {name: signature(name) for name in module.signatures}
 
 
 @pytest.fixture(scope="module")
