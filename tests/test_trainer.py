@@ -83,9 +83,16 @@ def test_a_joint_search_trains_both_in_every_step(trainer_of):
     assert {int(optimizer.iterations) for optimizer, _ in trainer._groups.values()} == {5}
 
 
-def test_the_learning_rate_of_the_architecture_is_scaled(trainer_of):
-    sgd = dict(opt_name="sgd", warmup_steps=0, dropout_rate=0.0)
-    once, = weights_after(trainer_of(arch_lr_factor=1.0, **sgd), 2)
+def test_a_step_descends_the_mean_loss_and_the_architecture_at_its_own_rate(trainer_of, data_dir):
+    sgd = dict(opt_name="sgd", warmup_steps=0, dropout_rate=0.0, cutoffs=())
+    trainer = trainer_of(arch_lr_factor=1.0, **sgd)
+    bias, = trainer.model.softmax.biases
+    before = bias.numpy()
+    trainer.train(1)  # while the softmax kernels are zero, the gradient is that of the frequencies
+    window = next(data_utils.load_windows(data_dir, "train", trainer.metadata).as_numpy_iterator())
+    share = np.bincount(window[:, 1:].ravel(), minlength=VOCAB_SIZE) / window[:, 1:].size
+    assert np.allclose((bias - before) / 0.01, share - tf.nn.softmax(before), atol=1e-4)
+    once, = weights_after(trainer, 1)
     thrice, = weights_after(trainer_of(arch_lr_factor=3.0, **sgd), 2)
     assert np.abs(once[0]).max() > 0 and np.allclose(thrice[0], 3 * once[0], rtol=0.02)
     assert np.allclose(once[1], thrice[1], rtol=1e-3)
