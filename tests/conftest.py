@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -256,6 +257,27 @@ def copy_project(to: Path, *left_out: str) -> Path:
     """Copies the project without generated files and without those `left_out`."""
     left_out = (".git", ".venv", "data", "logs", "__pycache__", ".*_cache", *left_out)
     return Path(shutil.copytree(PROJECT, to, ignore=shutil.ignore_patterns(*left_out)))
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository to clone."""
+    copy = copy_project(tmp_path / "origin")
+    git = ["git", "-C", copy, "-c", "user.name=test", "-c", "user.email=test"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    return copy
+
+
+OFFLINE = {name: "http://127.0.0.1:9"
+           for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No network for this process."""
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
 
 
 def results_of(folder: Path) -> dict:

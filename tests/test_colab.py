@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import nbformat
 import pytest
 import tiny
 import warm
-from conftest import PROJECT, copy_project, write_corpus
+from conftest import PROJECT, write_corpus
 
 DATA_FLAGS = tiny.as_flags(**tiny.DATA)
 TRAIN_FLAGS = tiny.as_flags(**tiny.NETWORK | tiny.QUICK, max_lr=1e-2, warmup_steps=20)
@@ -40,23 +39,11 @@ def output(cell) -> str:
 
 
 @pytest.fixture
-def repository(tmp_path) -> Path:
-    """A repository to clone."""
-    copy = copy_project(tmp_path / "origin")
-    git = ["git", "-C", copy, "-c", "user.name=test", "-c", "user.email=test"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *command], check=True)
-    return copy
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, offline):
     """An empty folder to work in, with this interpreter as python and python3, without network."""
     (tmp_path / "bin").mkdir()
     path = [warm.link_python(tmp_path / "bin"), os.path.dirname(sys.executable), os.environ["PATH"]]
     monkeypatch.setenv("PATH", ":".join(path))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("TMPDIR", "HOME"):  # TensorBoard and Jupyter write there
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -31,7 +31,6 @@ ALTERNATING = PLAIN | {
     "search": "alternating", "arch_share": 0.5, "gumbel_per_row": True, "latency_weight": 0.1,
     "tie_embeddings": True, "proj_factor": 2}
 
-
 TOO_FAST = ONE_BLOCK | {"opt_name": "sgd", "max_lr": 1e30, "warmup_steps": 0}
 
 
@@ -43,10 +42,7 @@ def mirrored(data_dir, replicas, *ways, device=()):
     program = PROJECT / "tests" / "programs" / "mirrored.py"
     done = subprocess.run(
         [*warm.PYTHON, program, data_dir, str(replicas), json.dumps(ways), *device],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-    )
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)})
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
@@ -78,15 +74,16 @@ TRAIN = [
     "--dropout_rate=0.2", *FLAGS]
 
 
-def start(workers, folder, *given):
-    return cluster.start(
-        workers,
-        [*TRAIN, *given],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(data_dir, tmp_path):
+    """A function: starts workers that train in the folder of the test, after a line of bash."""
+    def start(workers, *given, before=""):
+        bash = ["bash", "-c", f'{before}\nexec "$@"', "bash"] if before else []
+        return cluster.start(
+            workers, [*bash, *TRAIN, f"--data_dir={data_dir}", *given], cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
 
 
 def ends(processes, seconds=200):
@@ -96,10 +93,8 @@ def ends(processes, seconds=200):
     finally:
         for process in processes:
             process.kill()
-    return [
-        (process.returncode, (error.splitlines() or [""])[-1])
-        for process, error in zip(processes, errors)
-    ]
+    return [(process.returncode, (error.splitlines() or [""])[-1])
+            for process, error in zip(processes, errors)]
 
 
 def wait_for(process, word):
@@ -108,136 +103,82 @@ def wait_for(process, word):
 
 
 def losses(folder):
-    return [
-        value
-        for _, value in sorted(
-            chaos.events_of(folder / "logs" / "run" / "train")[0]["metrics/loss"].items()
-        )
-    ]
-
-
-@pytest.fixture(scope="module")
-def alone(data_dir, tmp_path_factory):
-    """The losses of 100 steps of one worker, and the names of the files of its run."""
-    folder = tmp_path_factory.mktemp("alone")
-    done = subprocess.run(
-        [*TRAIN, f"--data_dir={data_dir}", "--max_steps=100"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return losses(folder), names_of(folder)
+    curves, _ = chaos.events_of(folder / "logs" / "run" / "train")
+    return [loss for _, loss in sorted(curves["metrics/loss"].items())]
 
 
 def names_of(folder):
     return sorted(str(path.relative_to(folder)).split(".tfevents")[0] for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("workers", [4])  # two are tested below
-def test_workers_train_as_one_and_the_chief_alone_writes(workers, alone, data_dir, tmp_path):
-    processes = start(workers, tmp_path, f"--data_dir={data_dir}", "--max_steps=100")
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0] * workers, outputs
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """The losses of 100 steps of one worker, and the names of the files of its run."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = [*TRAIN, f"--data_dir={data_dir}", "--max_steps=100"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return losses(folder), names_of(folder)
+
+
+def test_workers_train_as_one_and_the_chief_alone_writes(alone, start, tmp_path):
+    processes = start(4, "--max_steps=100")  # two are tested below
+    outputs, errors = zip(*(process.communicate() for process in processes))
+    assert [process.returncode for process in processes] == [0] * 4, errors
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5) and names_of(tmp_path) == alone[1]
-    assert "results in" in outputs[0][0] and [output for output, _ in outputs[1:]] == [""] * (
-        workers - 1
-    )
-    assert not any(errors for _, errors in outputs)
+    assert "results in" in outputs[0] and outputs[1:] == ("",) * 3 and errors == ("",) * 4
 
 
 def test_a_worker_that_dies_ends_the_others_and_all_go_on_from_the_last_checkpoint(
-    alone, data_dir, tmp_path
-):
+        alone, start, tmp_path):
+    given = "--max_steps=100", "--save_every=20"
     for victim, step in [(0, 20), (1, 60)]:
-        processes = start(
-            2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20"
-        )
+        processes = start(2, *given)
         while not (tmp_path / "logs" / "run" / "checkpoints" / f"{step}").exists():
             time.sleep(0.05)
             assert processes[0].poll() is None, processes[0].communicate()
         processes[victim].kill()
         status, line = ends(processes, seconds=60)[1 - victim]
-        assert status == 1 and line.startswith(
-            "error: another worker has died or cannot be reached: restart all workers"
-        )
-    assert (
-        ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--save_every=20"))
-        == [(0, "")] * 2
-    )
-    assert (tmp_path / "logs" / "run" / "training_log.log").read_text().count(
-        "resumed at step"
-    ) == 2
+        message = "error: another worker has died or cannot be reached: restart all workers"
+        assert status == 1 and line.startswith(message)
+    assert ends(start(2, *given)) == [(0, "")] * 2
+    log = (tmp_path / "logs" / "run" / "training_log.log").read_text()
+    assert log.count("resumed at step") == 2
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
 
 
 def test_all_stop_and_save_when_one_is_told_and_any_number_that_divides_the_batch_goes_on(
-    alone, data_dir, tmp_path
-):
-    processes = start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=80")
+        alone, start, tmp_path):
+    processes = start(2, "--max_steps=80")
     wait_for(processes[0], "epoch 1")
     time.sleep(3)
     processes[1].send_signal(signal.SIGTERM)
     assert ends(processes) == [(143, "interrupted")] * 2
     log = (tmp_path / "logs" / "run" / "training_log.log").read_text()
     assert re.search(r"interrupted at step \d+ and saved", log)
-    assert ends(
-        start(
-            1,
-            tmp_path,
-            f"--data_dir={data_dir}",
-            "--max_steps=90",
-            "--accumulate=2",
-            "--distribute=none",
-        )
-    ) == [(0, "")]
-    assert (
-        ends(start(2, tmp_path, f"--data_dir={data_dir}", "--max_steps=100", "--accumulate=2"))
-        == [(0, "")] * 2
-    )
+    one = start(1, "--max_steps=90", "--accumulate=2", "--distribute=none")
+    assert ends(one) == [(0, "")]
+    assert ends(start(2, "--max_steps=100", "--accumulate=2")) == [(0, "")] * 2
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
 
 
-def test_workers_with_different_flags_are_refused(data_dir, tmp_path):
-    flag = (
-        "bash",
-        "-c",
-        'exec "$@" --num_layers=$(echo "$TF_CONFIG" | grep -q 1}} && echo 4 || echo 2)',
-        "bash",
-    )
-    processes = cluster.start(
-        2,
-        [*flag, *TRAIN, f"--data_dir={data_dir}"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert ends(processes) == [
-        (1, "error: the workers have different flags, or different data")
-    ] * 2 and not list(tmp_path.iterdir())
+IS_SECOND = 'echo "$TF_CONFIG" | grep -q 1}}'
 
 
-def test_workers_with_different_checkpoints_are_refused(data_dir, tmp_path):
+def test_workers_with_different_flags_are_refused(start, tmp_path):
+    processes = start(2, before=f'if {IS_SECOND}; then set -- "$@" --num_layers=4; fi')
+    message = "error: the workers have different flags, or different data"
+    assert ends(processes) == [(1, message)] * 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_with_different_checkpoints_are_refused(start, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-    assert ends(start(1, tmp_path / "a", f"--data_dir={data_dir}", "--max_steps=3")) == [(0, "")]
-    command = [
-        "bash",
-        "-c",
-        'cd $(echo "$TF_CONFIG" | grep -q 1}} && echo b || echo a); exec "$@"',
-        "bash",
-        *TRAIN,
-        f"--data_dir={data_dir}",
-        "--max_steps=9",
-    ]
-    processes = cluster.start(
-        2, command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    message = (
-        "error: the workers see different checkpoints: "
-        "logs/ must be a folder that all of them share"
-    )
+    assert ends(start(1, "--max_steps=3", before="cd a")) == [(0, "")]
+    message = ("error: the workers see different checkpoints: "
+               "logs/ must be a folder that all of them share")
+    processes = start(2, "--max_steps=9", before=f"if {IS_SECOND}; then cd b; else cd a; fi")
     assert ends(processes) == [(1, message)] * 2
 
 
@@ -247,24 +188,12 @@ def test_a_batch_that_cannot_be_divided_is_refused(run_train):
         run_train(accumulate=3)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        None,
-        "",
-        "{",
-        "[]",
-        "{}",
-        '{"cluster": {"worker": 3}}',
-        '{"cluster": {"worker": ["a:1"]}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}',
-    ],
-)
+@pytest.mark.parametrize("config", [
+    None, "", "{", "[]", "{}", '{"cluster": {"worker": 3}}', '{"cluster": {"worker": ["a:1"]}}',
+    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}'])
 def test_a_cluster_that_is_not_told_is_refused(config, run_train, monkeypatch):
     if config is not None:
         monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(
-        InputError,
-        match="--distribute=multi_worker needs the environment variable TF_CONFIG, such as",
-    ):
+    message = "--distribute=multi_worker needs the environment variable TF_CONFIG, such as"
+    with pytest.raises(InputError, match=message):
         run_train(distribute="multi_worker")

@@ -41,18 +41,18 @@ def lm(run):
 
 
 def loaded(folder) -> dict:
+    """The signatures of a SavedModel; each refers to the module, which owns the weights."""
     module = tf.saved_model.load(str(folder))
-    return {name: keep_alive(module, function) for name, function in module.signatures.items()}
 
+    def signature(name):
+        def call(**arguments):
+            tensors = {name: tf.constant(value) for name, value in arguments.items()}
+            results = module.signatures[name](**tensors)
+            return {name: value.numpy() for name, value in results.items()}
 
-def keep_alive(module, function):
-    """A signature that also refers to its module, which owns the weights."""
-    def call(**arguments):
-        assert module is not None
-        results = function(**{name: tf.constant(value) for name, value in arguments.items()})
-        return {name: value.numpy() for name, value in results.items()}
+        return call
 
-    return call
+    return {name: signature(name) for name in module.signatures}
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +153,7 @@ print(json.dumps({name: value.numpy().tolist() for name, value in scores.items()
 
 
 def test_a_process_with_only_tensorflow_gets_the_results_of_the_commands(
-    saved_model, search_run, tmp_path
-):
+        saved_model, search_run, tmp_path):
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-Ic", AWAY, saved_model, json.dumps(TEXTS), json.dumps(SETTINGS)]
     done = subprocess.run(command, cwd=tmp_path / "empty", capture_output=True, text=True)
@@ -213,8 +212,7 @@ def test_a_prompt_that_ends_with_an_empty_line_is_continued_at_its_start(lm, sig
 
 
 def test_a_subnetwork_has_only_its_layers_and_half_precision_half_the_size(
-    search_run, run, saved_model, tmp_path
-):
+        search_run, run, saved_model, tmp_path):
     sizes = {}
     for half in (False, True):
         folder = tmp_path / f"half_{half}"

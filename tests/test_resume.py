@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 
-import numpy as np
 import pytest
 from chaos import differences, events_of, state_of
 from conftest import results_of, when_called
@@ -104,14 +103,6 @@ def test_checkpoints_are_written_after_so_many_minutes(run_train, monkeypatch):
     assert len(Checkpoints(folder / "checkpoints").steps()) == 2
 
 
-def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(run_train):
-    one = run_train(model_name="one", max_steps=12)
-    same = run_train(model_name="same", max_steps=12, fresh=True)
-    other = run_train(model_name="other", max_steps=12, seed=1)
-    losses = [results_of(folder)["valid"]["loss"] for folder in (one, same, other)]
-    assert losses[0] == losses[1] != losses[2]
-
-
 def test_a_finished_run_started_again_trains_no_further(run_train, capsys):
     once, again = (results_of(run_train(max_steps=10)) for _ in range(2))
     for results in (once, again):
@@ -145,20 +136,3 @@ def test_a_run_goes_on_though_what_it_began_from_is_gone(search_run, run_train, 
     parts = run_train(model_name="parts", init_from="logs/from", max_steps=20)
     assert state_of(whole) == state_of(parts) | {"best_loss": state_of(whole)["best_loss"]}
     assert results_of(parts)["architecture"] == results_of(whole)["architecture"]
-
-
-def test_the_step_is_the_only_thing_that_orders_a_run(trainer_of):
-    """Two trainers that share nothing but their variables go on alike."""
-    one, other = trainer_of(), trainer_of(fresh=True)
-    one.train(5)
-    one.complete_state()
-    for path, weight in other.state.weights.items():
-        weight.assign(one.state.weights[path])
-    for name, variables in other.state.optimizers.items():
-        for path, variable in variables.items():
-            variable.assign(one.state.optimizers[name][path])
-    other.state.step.assign(one.state.step)
-    other.state.memory.assign(one.state.memory)
-    one.train(5), other.train(5)
-    for path, weight in other.state.weights.items():
-        assert np.array_equal(weight, one.state.weights[path]), path

@@ -15,7 +15,7 @@ import warm
 from absl import flags
 from absl.testing import flagsaver
 from commands import flags_of, one_line, run_command
-from conftest import copy_project, make_data, write_corpus
+from conftest import OFFLINE, copy_project, make_data, write_corpus
 
 import data_utils
 import evaluate
@@ -26,10 +26,6 @@ from training import costs
 from training.settings import settings_of
 from training.trainer import build_network
 
-OFFLINE = {
-    name: "http://127.0.0.1:9"
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-}
 OF_THE_TOKENIZER = ("tokenizer.model", "tokenizer.vocab", "unigram_counts.txt")
 TINY = tiny.as_flags(**tiny.DATA)
 TINY_NET = tiny.as_flags(**tiny.NETWORK)
@@ -40,13 +36,6 @@ COMPARE = ("env", "-u", "HOME", "SEEDS=4", "PICKS=ia d", "PRICES=", "sh", "recip
 def project(tmp_path):
     """A copy of the project."""
     return copy_project(tmp_path / "project", "tests")
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """No network for this process."""
-    for name, value in OFFLINE.items():
-        monkeypatch.setenv(name, value)
 
 
 def run(project, *command, path=None, cold=False):
@@ -237,12 +226,8 @@ def test_a_removed_folder_is_named_as_the_reason(project, tmp_path):
     assert all(line.startswith("shell-init: ") for line in bash), bash  # before the script starts
 
 
-def test_a_clone_on_windows_has_the_line_ends_of_bash(tmp_path):
-    origin = copy_project(tmp_path / "origin")
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test", "-C", origin]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *command], check=True)
-    clone = ["git", "clone", "-q", "-c", "core.autocrlf=true", origin, tmp_path / "clone"]
+def test_a_clone_on_windows_has_the_line_ends_of_bash(repository, tmp_path):
+    clone = ["git", "clone", "-q", "-c", "core.autocrlf=true", repository, tmp_path / "clone"]
     subprocess.run(clone, check=True)
     texts = [path for path in (tmp_path / "clone").rglob("*") if path.suffix in (".sh", ".py")]
     assert texts and not [path for path in texts if b"\r" in path.read_bytes()]
