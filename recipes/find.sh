@@ -9,14 +9,14 @@
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
 name=find epochs=2 training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings"
-search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" budget=
+search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" own= budget=
 for flag in "$@"; do
   case $flag in
     --model_name=*) name=${flag#*=} ;;
     --epochs=*) epochs=${flag#*=} ;;
     --budget_*=* | --num_networks=* | --num_windows=*) budget+=" $flag" ;;
-    --search=*) search="--epochs=1 $flag" ;; # its own flags follow
-    --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) search+=" $flag" ;;
+    --search=*) search="--epochs=1 $flag" ;;
+    --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) own+=" $flag" ;;
     --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --*=* | --no*) training+=" $flag" ;;
     *) fail "$flag: write --name=value here" ;;
@@ -37,7 +37,7 @@ runs.sort(key=lambda run: run["valid"]["loss"])
 print(*(run["architecture"] for run in runs[:int(sys.argv[1])]))' "$@"
 }
 
-train "${name}_search" $search
+train "${name}_search" $search $own
 if [ ! -e "${run}_shortlist" ]; then
   "$PYTHON" "$project/choose.py" --run="${run}_search" $budget
   "$PYTHON" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["shortlist"])' \

@@ -99,14 +99,24 @@ if [[ ${{1-}} == *.py && $1 != *missing_packages.py ]]; then
   printf '%s\\0' "$@" >>{record}
   echo >>{record}
   letters=ai # found by a search
+  loss=$(wc -l <{record}) # the first training is the best
   for flag in "$@"; do
     case $flag in
       --model_name=*) run=logs/${{flag#*=}} ;;
+      --run=*) run=${{flag#*=}} ;;
       --architecture=*) letters=${{flag#*=}} ;;
     esac
   done
-  [[ $1 != *train.py ]] || mkdir -p "$run"
-  [[ $1 != *train.py ]] || printf '{{\n  "architecture": "%s"\n}}\n' "$letters" >"$run/results.json"
+  case $1 in
+    *train.py)
+      mkdir -p "$run"
+      printf '{{\n  "architecture": "%s",\n  "valid": {{"loss": %s}}\n}}\n' "$letters" "$loss" \\
+        >"$run/results.json"
+      ;;
+    *choose.py)
+      echo '{{"shortlist": ["da", "dd", "di", "ai", "ad", "aa"]}}' >"$run/choices_step9.json"
+      ;;
+  esac
 else
   exec {python} "$@"
 fi
@@ -116,7 +126,7 @@ fi
 def commands_of(project, *script) -> list[list[str]]:
     """The programs that a script would run, with their arguments, if each succeeded.
 
-    A training leaves only the architecture in its results.
+    A training leaves only the architecture and a loss in its results, choose.py only a shortlist.
     """
     folder, record = project / "recording", project / "record"
     folder.mkdir(exist_ok=True)
@@ -154,6 +164,26 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
         assert message in one_line(run(project, *several[:-1], *variables, several[-1], flag))
 
 
+def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
+    given = ["recipes/find.sh", "--model_name=my", "--budget_ms=3", "--kinds=dense,half",
+             "--search=fair", "--epochs=4", "--d_model=8"]
+    search, choice, *alone, last = commands = commands_of(project, *given)
+    assert {"--model_name=my_search", "--epochs=1", "--search=fair", "--kinds=dense,half",
+            "--d_model=8"} <= set(search) and "--epochs=4" not in search
+    assert choice[1:] == ["--run=logs/my_search", "--budget_ms=3"]
+    assert [(value_of(each, "architecture"), value_of(each, "epochs")) for each in alone] == [
+        *((letters, "1") for letters in ("da", "dd", "di", "ai", "ad", "aa")),
+        *((letters, "2") for letters in ("da", "dd", "di", "ai")), ("da", "4")]
+    assert all("--d_model=8" in each and "--kinds=dense,half" not in each for each in alone)
+    assert last[1:] == ["--run=logs/my_da_1"]
+    (project / "logs" / "my_da_1" / "results.json").unlink()  # it was killed
+    assert commands_of(project, *given) == [commands[-2], last]
+    for flag, message in [("--budget=3", "set --budget_ms or --budget_mflops"),
+                          ("--init_from=a", "this script sets --init_from itself"),
+                          ("--epochs", "write --name=value here")]:
+        assert message in one_line(run(project, *given[:2], flag))
+
+
 @pytest.mark.filterwarnings("ignore:Even though.*run_functions_eagerly")
 def test_the_found_network_is_compared_with_others(project, monkeypatch):
     corpus = write_corpus(project / "mine", lines=(150, 4, 4))
@@ -189,6 +219,7 @@ def test_documentation_is_the_corpus_where_there_is_no_network(offline, tmp_path
 RECIPES = {  # and the programs that each of them runs
     "compare.sh": ["train.py", "evaluate.py", "plot_search.py"],
     "fast.sh": ["train.py"],
+    "find.sh --budget_ms=3": ["train.py", "choose.py", "evaluate.py"],
     **dict.fromkeys(["characters.sh enwik8", "wt103_base.sh", "wt2_words.sh"],
                     ["data_utils.py", "train.py"])}
 
