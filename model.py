@@ -7,6 +7,7 @@ B batch, T sequence length, M memory length, C = M + T context, D model width, H
 of them searched, A with memory), K layer types, N = B T tokens, V vocabulary.
 """
 
+import functools
 from dataclasses import asdict
 from typing import Sequence
 
@@ -38,7 +39,8 @@ class PARTransformerXL(keras.Model):
       tie_embeddings: share the rows of the embedding between input and output.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: draw a sample for each row of a batch instead of one for all.
-      fair: draw one-hot samples, each layer type once in every K rows.
+      sampling: `gumbel` for Gumbel-Softmax samples; `uniform` for one layer per block, all types
+        alike; `fair` for the same in each row, each type once in every K rows.
       trainable_tau: initial value of a trainable temperature; None if it is not trained.
       tau: the temperature used by calls that give none.
 
@@ -51,8 +53,8 @@ class PARTransformerXL(keras.Model):
                  num_heads: int = 4, d_ffn: int = 1024, mem_len: int = 16,
                  dropout_rate: float = 0.1, embedding_dropout: float = 0.0,
                  cutoffs: Sequence[int] = (), proj_factor: int = 4, tie_embeddings: bool = False,
-                 straight_through: bool = False, gumbel_per_row: bool = False, fair: bool = False,
-                 trainable_tau: float | None = None, tau: float = 1.0,
+                 straight_through: bool = False, gumbel_per_row: bool = False,
+                 sampling: str = "gumbel", trainable_tau: float | None = None, tau: float = 1.0,
                  static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
         for kind in (*kinds, *architecture):
@@ -65,7 +67,7 @@ class PARTransformerXL(keras.Model):
         self.sizes = Sizes(d_model, num_heads, d_ffn, mem_len)
         self.dropout_rate, self.embedding_dropout = dropout_rate, embedding_dropout
         self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
-        self.fair, self.tau, self.tie_embeddings = fair, tau, tie_embeddings
+        self.sampling, self.tau, self.tie_embeddings = sampling, tau, tie_embeddings
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
             clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
@@ -103,7 +105,7 @@ class PARTransformerXL(keras.Model):
             "architecture": list(self.architecture), "kinds": list(self.kinds),
             "dropout_rate": self.dropout_rate, "embedding_dropout": self.embedding_dropout,
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
-            "fair": self.fair, "trainable_tau": tau, "tau": self.tau,
+            "sampling": self.sampling, "trainable_tau": tau, "tau": self.tau,
             "tie_embeddings": self.tie_embeddings}
 
     def call(self, tokens, memory, filled, tau=None, draws=None, return_attention_scores=False):
@@ -126,6 +128,8 @@ class PARTransformerXL(keras.Model):
         bias = score_bias(T, memory.shape[2], filled)  # [T, C]
         sample = self.sample(tau, draws, rows=B)  # [S, K] or [B, S, K]
         mixtures = iter(tf.unstack(sample, axis=-2))  # S times [K] or [B, K]
+        if self.sampling == "uniform" and sample.shape.rank == 2 and draws is not None:
+            mixtures = iter(tf.unstack(tf.argmax(sample, axis=-1, output_type=tf.int32)))  # S x []
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories, scores = [], []
         x = self.embed(tokens)  # [B, T, D]
@@ -182,19 +186,20 @@ class PARTransformerXL(keras.Model):
         """The mixture weights of the searched blocks.
 
         Returns:
-          [S, K]; with noise and `gumbel_per_row` or `fair`, a sample for each row, [rows, S, K].
+          [S, K]; with noise, if each row has its own sample, [rows, S, K].
         """
         if self.theta is None:
             return tf.zeros([0, len(self.kinds)])
         if draws is None:
             noise = 0.0
-        elif self.fair:
+        elif self.sampling == "fair":
             return fair_sample(draws.gumbel_rows(rows, self.theta.shape))
         elif self.gumbel_per_row:
             noise = draws.gumbel_rows(rows, self.theta.shape)  # [rows, S, K]
         else:
             noise = draws.gumbel(self.theta.shape)  # [S, K]
-        return gumbel_softmax(self.theta, self.temperature(tau), noise, self.straight_through)
+        one_hot = self.straight_through or self.sampling == "uniform" and draws is not None
+        return gumbel_softmax(self.theta, self.temperature(tau), noise, one_hot)
 
     def temperature(self, tau=None):
         """The trainable temperature, or else `tau`, or else the network's own."""
@@ -277,21 +282,26 @@ class Block(keras.layers.Layer):
         Args:
           x: float32 [B, T, D].
           memory, bias: [B, M, D] and [T, C], for layers that need memory.
-          mixture: the weights of a search, [K], or [B, K] for a mixture per row.
+          mixture: the weights of a search, [K], or [B, K] for a mixture per row; or the number of
+            the only layer to compute, int32 [].
           draws: the random numbers of dropout; None for no dropout.
 
         Returns:
           float32 [B, T, D]; and the memory for the next window, [B, M, D], or None.
         """
+        context = self.context(x, memory) if self.needs_memory else None  # [B, C, D]
+        new_memory = None if context is None else context[:, x.shape[1]:]  # [B, M, D]
+        if mixture is not None and mixture.shape.rank == 0:
+            layers = [functools.partial(self.branch, kind, x, context, bias, 1.0, draws)
+                      for kind in self.branches]
+            return tf.switch_case(mixture, layers), new_memory
         weights = [1.0]
         if mixture is not None and mixture.shape.rank == 1:
             weights = tf.unstack(mixture)  # K scalars
         elif mixture is not None:
             weights = tf.unstack(mixture[:, None, None], axis=-1)  # K times [B, 1, 1]
-        context = self.context(x, memory) if self.needs_memory else None  # [B, C, D]
         outputs = [self.branch(kind, x, context, bias, weight, draws)
                    for kind, weight in zip(self.branches, weights, strict=True)]  # K x [B, T, D]
-        new_memory = None if context is None else context[:, x.shape[1]:]  # [B, M, D]
         return tf.add_n(outputs), new_memory
 
     def context(self, x, memory):

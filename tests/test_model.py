@@ -176,6 +176,23 @@ def test_a_search_block_is_the_weighted_sum_of_its_branches():
         assert np.allclose(y, sum(w * branch for w, branch in zip(weights, branches)), atol=2e-5)
 
 
+def test_a_search_block_may_compute_a_single_layer():
+    """It then equals a one-hot mixture, in value and gradient."""
+    block = randomised(Block(SEARCHED, SIZES, 0.0))
+    x, memory = (tf.random.stateless_normal([B, n, D], [1, n]) for n in (T, M))
+    for number in range(3):
+        results = []
+        for mixture in (tf.constant(number), tf.one_hot(number, 3)):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y, new_memory = block(x, memory=memory, bias=score_bias(T, M, M), mixture=mixture)
+            gradients = tape.gradient(y, [x, *block.trainable_variables],
+                                      unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            results.append([y, new_memory, *gradients])
+        for one, other in zip(*results):
+            assert np.allclose(one, other, atol=1e-5)
+
+
 def test_every_branch_teaches_the_search():
     """The gradient of theta is the slope of the loss, by differences, through each weight."""
     net = network(["search"])

@@ -129,8 +129,8 @@ class Settings:
         return own | {
             "vocab_size": vocab_size, "architecture": list(self.architecture),
             "cutoffs": list(self.cutoffs), "kinds": list(self.kinds),
-            "straight_through": self.straight_through or self.search in UNTRAINED,
-            "gumbel_per_row": self.gumbel_per_row, "fair": self.search == "fair",
+            "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
+            "sampling": self.search if self.search in UNTRAINED else "gumbel",
             "trainable_tau": self.tau_start if self.tau_is_trainable else None,
             "name": "par_transformer_xl"}
 
