@@ -186,8 +186,9 @@ def test_a_search_block_may_compute_a_single_layer():
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 y, new_memory = block(x, memory=memory, bias=score_bias(T, M, M), mixture=mixture)
-            gradients = tape.gradient(y, [x, *block.trainable_variables],
-                                      unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            weights = [variable.value for variable in block.trainable_variables]
+            gradients = tape.gradient(
+                y, [x, *weights], unconnected_gradients=tf.UnconnectedGradients.ZERO)
             results.append([y, new_memory, *gradients])
         for one, other in zip(*results):
             assert np.allclose(one, other, atol=1e-5)
