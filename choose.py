@@ -25,8 +25,9 @@ def define_flags():
     run_flags.define_run("the folder of a search")
     run_flags.define_checkpoint()
     flags.DEFINE_float("budget_ms", None, "upper limit of the milliseconds that the layers take "
-                       "for the forward pass of a window", lower_bound=0)
-    flags.DEFINE_float("budget_mflops", None, "upper limit of the MFLOPs per token", lower_bound=0)
+                       "for the forward pass of a window", lower_bound=1e-6)
+    flags.DEFINE_float("budget_mflops", None, "upper limit of the MFLOPs per token",
+                       lower_bound=1e-6)
     flags.DEFINE_integer("num_windows", 40, "windows of the validation split to score",
                          lower_bound=1)
     flags.DEFINE_integer("num_networks", 1000, "subnetworks to score", lower_bound=1)
@@ -66,8 +67,7 @@ def scored_choices(run: TrainedRun, num_windows: int, data_dir: str | Path | Non
       seed: of the evolutionary search.
 
     Raises:
-      InputError: the run is not a search, or its data cannot be read; or no subnetwork is within
-        the limits.
+      InputError: the run is not a search, or its data cannot be read.
     """
     device, on_gpu = devices.prepare(run.flags["mixed_precision"])
     data_dir, metadata = run.find_data(data_dir)
@@ -75,48 +75,57 @@ def scored_choices(run: TrainedRun, num_windows: int, data_dir: str | Path | Non
     B, T = metadata["batch_size"], metadata["seq_len"]
     stream = data_utils.load_stream(data_dir, "valid", metadata)
     probability = costs.frequencies(stream, metadata["vocab_size"])  # [V]
-    softmax_flops = costs.softmax_flops(model, B, T, probability) / (B * T)
-    ms = dict(zip(model.kinds, layer_latency(model.kinds, model.sizes, B, T, on_gpu)))
-    costs_of = {kind: np.array([ms[kind], 2 * layer.multiply_adds(B, T) / (B * T)])
-                for block in model.blocks for kind, layer in block.branches.items()}
-    budget = Budget(costs_of, [limits[0], limits[1] - softmax_flops])
-    blocks = [list(block.branches) for block in model.blocks]
-    cheapest = sum(costs_of[budget.cheapest(kinds)] for kinds in blocks)  # [2]
-    if np.any(cheapest > budget.limits):
-        milliseconds, mflops = cheapest[0], (cheapest[1] + softmax_flops) / 1e6
-        raise InputError(f"no subnetwork is within the budget: the lowest costs of any are "
-                         f"{milliseconds:.2f} ms and {mflops:.3f} MFLOPs")
+    shared = np.array([0, costs.softmax_flops(model, B, T, probability) / (B * T)])  # [2]
+    of_layers = layer_costs(model, B, T, on_gpu)
+    budget = Budget(of_layers, np.array(limits) - shared)
     windows = data_utils.load_windows(data_dir, "valid", metadata).take(num_windows)
-    total = min(num_networks, num_architectures(model))
+    N = num_architectures(model)
     score = ChoiceScorer(model, windows.as_numpy_iterator(), scored=lambda number: console.redraw(
-        f"{number:,} of {total:,} subnetworks"))
-    if num_architectures(model) <= num_networks:
+        f"{number:,} of {min(N, num_networks):,} subnetworks"))
+    if N <= num_networks:
         losses = dict(zip(architectures(model), score(architectures(model))))
     else:
+        blocks = [list(block.branches) for block in model.blocks]
         losses = evolve(score, blocks, budget, num_networks, seed)
     console.redraw("\n")
     choices = []
     for kinds, loss in losses.items():
-        milliseconds, flops = sum(costs_of[kind] for kind in kinds)
+        milliseconds, flops = shared + sum(of_layers[kind] for kind in kinds)
         choices.append({
             "architecture": as_letters(kinds), "loss": float(loss),
-            "ms_per_window": float(milliseconds), "flops_per_token": float(flops + softmax_flops),
+            "ms_per_window": float(milliseconds), "flops_per_token": float(flops),
             "within_budget": kinds in budget})
     return {
         "run": str(run.folder), "step": step, "text": f"{metadata['corpus']}, valid",
         "targets": score.targets, "batch_size": B, "seq_len": T, "mem_len": model.sizes.mem_len,
-        "device": device, "subnetworks": num_architectures(model), "choices": choices}
+        "device": device, "subnetworks": N, "choices": choices}
+
+
+def layer_costs(model, B: int, T: int, jit_compile: bool) -> dict[str, np.ndarray]:
+    """Milliseconds of a window [B, T] and FLOPs per token of each layer type: {name: [2]}."""
+    layers = {kind: layer for block in model.blocks for kind, layer in block.branches.items()}
+    times = layer_latency(model.kinds, model.sizes, B, T, jit_compile)  # [K]
+    return {kind: np.array([ms, 2 * layers[kind].multiply_adds(B, T) / (B * T)])
+            for kind, ms in zip(model.kinds, times)}
 
 
 def shortlist(choices: list[dict]) -> list[dict]:
     """The choices of lowest loss within the budget, the best first.
 
     Of choices that are the same network without identity, the best one alone.
+
+    Raises:
+      InputError: no choice is within the budget.
     """
     best = {}
     for choice in sorted(choices, key=lambda choice: choice["loss"]):
         if choice["within_budget"]:
             best.setdefault(without_identity(choice["architecture"]), choice)
+    if not best:
+        milliseconds = min(choice["ms_per_window"] for choice in choices)
+        mflops = min(choice["flops_per_token"] for choice in choices) / 1e6
+        raise InputError(f"no subnetwork is within the budget: the lowest costs of any are "
+                         f"{milliseconds:.2f} ms and {mflops:.3f} MFLOPs")
     return [*best.values()][:SHORTLIST]
 
 

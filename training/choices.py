@@ -113,18 +113,18 @@ class Budget:
 
     Args:
       costs: of each layer type, an array of one number for each limit.
-      limits: the same numbers for a subnetwork; infinity for none. Also an attribute.
+      limits: the same numbers for a subnetwork; infinity for none.
     """
 
     def __init__(self, costs: dict[str, np.ndarray], limits: Sequence[float]):
-        self._costs, self.limits = costs, np.array(limits)
+        self._costs, self._limits = costs, np.array(limits)
 
-    def __contains__(self, choice: Architecture) -> bool:
-        return bool(np.all(sum(self._costs[kind] for kind in choice) <= self.limits))
+    def __contains__(self, choice: Sequence[str]) -> bool:
+        return bool(np.all(sum(self._costs[kind] for kind in choice) <= self._limits))
 
     def cheapest(self, kinds: Iterable[str]) -> str:
         """The layer type that takes the smallest part of the budget."""
-        return min(kinds, key=lambda kind: np.max(self._costs[kind] / self.limits))
+        return min(kinds, key=lambda kind: np.max(self._costs[kind] / abs(self._limits)))
 
 
 def evolve(score: Callable[[Sequence[Architecture]], np.ndarray],
@@ -138,31 +138,14 @@ def evolve(score: Callable[[Sequence[Architecture]], np.ndarray],
     Args:
       score: the loss of each of some subnetworks.
       blocks: the layer types of each block, L.
-      budget: for all subnetworks; the cheapest must be within it.
+      budget: for all subnetworks. If even the cheapest one exceeds it, that one is scored.
       num_choices: the number of subnetworks to score; fewer if the budget has fewer.
       seed: of the random numbers.
 
     Returns:
       The loss of each subnetwork that was scored.
     """
-    rng = np.random.default_rng(seed)
-    cheapest = [budget.cheapest(kinds) for kinds in blocks]  # L
-
-    def child(parents: list[Architecture]) -> Architecture:
-        own = [kinds[rng.integers(len(kinds))] for kinds in blocks]  # L
-        if parents:
-            one, other = (parents[number] for number in rng.integers(len(parents), size=2))
-            if rng.random() < 0.5:
-                other = own
-            share = MUTATION if other is own else 0.5
-            own = [b if rng.random() < share else a for a, b in zip(one, other)]
-        for block in rng.permutation(len(blocks)):
-            if tuple(own) in budget:
-                break
-            own[block] = cheapest[block]
-        return tuple(own)
-
-    losses = {}
+    rng, losses = np.random.default_rng(seed), {}
     while len(losses) < num_choices:
         parents = sorted(losses, key=losses.get)[:PARENTS]
         wanted = min(CHILDREN, num_choices - len(losses))
@@ -170,9 +153,32 @@ def evolve(score: Callable[[Sequence[Architecture]], np.ndarray],
         for _ in range(100 * wanted):
             if len(children) == wanted:
                 break
-            if (own := child(parents)) not in losses:
+            own = within(budget, child(parents, blocks, rng), blocks, rng)
+            if own not in losses:
                 children[own] = None
         if not children:
             break
         losses |= zip(children, map(float, score([*children])))
     return losses
+
+
+def child(parents: list[Architecture], blocks: Sequence[Sequence[str]], rng) -> Architecture:
+    """A mutation of one of the parents, or a crossover of two; random without parents."""
+    one = other = tuple(kinds[rng.integers(len(kinds))] for kinds in blocks)
+    share = MUTATION
+    if parents:
+        one = parents[rng.integers(len(parents))]
+        if rng.random() < 0.5:
+            other, share = parents[rng.integers(len(parents))], 0.5
+    return tuple(b if rng.random() < share else a for a, b in zip(one, other))
+
+
+def within(budget: Budget, choice: Architecture, blocks: Sequence[Sequence[str]],
+           rng) -> Architecture:
+    """The choice, with the cheapest layer type in as many random blocks as the budget needs."""
+    own = list(choice)
+    for block in rng.permutation(len(blocks)):
+        if own in budget:
+            break
+        own[block] = budget.cheapest(blocks[block])
+    return tuple(own)
