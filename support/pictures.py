@@ -41,7 +41,7 @@ def draw_pi(axes, pi: np.ndarray, kinds: Sequence[str], title: str):
 
 def architecture_heat_map(pi: np.ndarray, kinds: Sequence[str], title: str) -> np.ndarray:
     """The heat map of pi [L, K]: RGB, uint8 [height, width, 3]."""
-    size = 1.6 + 0.6 * len(pi), 2.4
+    size = 1.6 + 0.6 * len(pi), 0.9 + 0.5 * len(kinds)
     figure, axes = pyplot.subplots(figsize=size, dpi=100, layout="constrained")
     draw_pi(axes, pi, kinds, title)
     picture = pixels(figure)
