@@ -33,10 +33,15 @@ with cli.quiet():
     from training.trained_run import TrainedRun
 
 
+def ranks(numbers: Sequence[float]) -> np.ndarray:
+    """The ranks of numbers [P]. Equal ones, as of aai and aia, share the mean of their ranks."""
+    differences = np.sign(np.subtract.outer(numbers, numbers))  # [P, P]
+    return differences.sum(axis=1) / 2  # [P], centred
+
+
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation of numbers [P] and [P], of which no two are equal."""
-    ranks = np.argsort(np.argsort([x, y]))  # [2, P]
-    return float(np.corrcoef(ranks)[0, 1])
+    """Spearman's rank correlation of numbers [P] and [P]."""
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
 def kendall(x: Sequence[float], y: Sequence[float]) -> float:

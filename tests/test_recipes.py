@@ -19,6 +19,8 @@ def test_rank_correlations_are_those_of_their_formulas():
         assert rank_correlation.spearman(x, y**3) == pytest.approx(expected)
         agree = [(x[i] < x[j]) == (y[i] < y[j]) for i in range(P) for j in range(i)]
         assert rank_correlation.kendall(x, y**3) == pytest.approx(2 * np.mean(agree) - 1)
+    # The ranks are 1, 2.5, 2.5, 4 and 1, 2, 3, 4: the correlation is 4.5 / sqrt(4.5 x 5).
+    assert rank_correlation.spearman([7, 8, 8, 9], range(4)) == pytest.approx(0.9**0.5)
 
 
 def test_subnetworks_are_ranked_against_networks_trained_alone(search_run, tmp_path):
