@@ -124,10 +124,10 @@ class RelativeAttention(Kind):
 
 
 class LocalAttention(RelativeAttention):
-    """Attention to the last `REACH` positions, the own one included.
+    """Attention to the last R = `REACH` positions, the own one included.
 
-    A window is cut into parts of up to `REACH` positions. Each part attends to itself and to the
-    `REACH` positions before it, so that the cost per position does not grow with T or M.
+    A window is cut into P parts of W positions, at most R. Each part attends to itself and to the R
+    positions before it, so that the cost per position does not grow with T or M.
     """
 
     letter = "l"
@@ -136,30 +136,25 @@ class LocalAttention(RelativeAttention):
     def call(self, x, context, bias):
         """As for `RelativeAttention`."""
         B, T, D = x.shape
-        part = min(REACH, T)
-        parts = -(-T // part)
-        padding = parts * part - T  # positions after the last
-        first = context.shape[1] - T  # of x in the context, and of the keys that part 0 sees below
-        context = tf.pad(context, [[0, 0], [REACH, padding], [0, 0]])
-        bias = tf.pad(bias, [[0, padding], [REACH, padding]], constant_values=MASKED)
-        key_value = linear(context[:, first:], self.key_value)  # [B, REACH + parts part, 2 D]
-        query, key = np.arange(part)[:, None], np.arange(REACH + part)
-        far = np.where((query < key) & (key <= query + REACH), np.float32(0), MASKED)
-        seen, biases = [], []
-        for start in range(0, parts * part, part):
-            end = start + REACH + part
-            seen.append(key_value[:, start:end])  # [B, REACH + part, 2 D]
-            biases.append(bias[start:start + part, first + start:first + end] + far)
-        seen = tf.reshape(tf.stack(seen, axis=1), [B * parts, REACH + part, 2 * D])
-        biases = tf.tile(tf.stack(biases), [B, 1, 1])  # [B parts, part, REACH + part]
-        x = tf.reshape(tf.pad(x, [[0, 0], [0, padding], [0, 0]]), [B * parts, part, D])
-        y = linear(self.attend_to(seen, x, biases)[0], self.output_kernel)  # [B parts, part, D]
-        return tf.reshape(y, [B, parts * part, D])[:, :T]  # [B, T, D]
+        M, R, W = context.shape[1] - T, REACH, min(REACH, T)
+        padding = -T % W  # positions after the last
+        starts = range(0, T, W)  # of the P parts
+        x = tf.pad(x, [[0, 0], [0, padding], [0, 0]])  # [B, P W, D]
+        context = tf.pad(context, [[0, 0], [R, padding], [0, 0]])[:, M:]  # [B, R + P W, D]
+        bias = tf.pad(bias, [[0, padding], [R, padding]], constant_values=MASKED)[:, M:]
+        query, key = np.arange(W)[:, None], np.arange(R + W)
+        far = np.where((query < key) & (key <= query + R), np.float32(0), MASKED)  # [W, R + W]
+        bias = tf.stack([bias[p:p + W, p:p + R + W] for p in starts]) + far  # [P, W, R + W]
+        key_value = linear(context, self.key_value)  # [B, R + P W, 2 D]
+        key_value = tf.stack([key_value[:, p:p + R + W] for p in starts], axis=1)
+        key_value = tf.reshape(key_value, [-1, R + W, 2 * D])  # [B P, R + W, 2 D]
+        attended, _ = self.attend_to(
+            key_value, tf.reshape(x, [-1, W, D]), tf.tile(bias, [B, 1, 1]))  # [B P, W, D]
+        y = linear(attended, self.output_kernel)  # [B P, W, D]
+        return tf.reshape(y, x.shape)[:, :T]  # [B, T, D]
 
     def multiply_adds(self, B: int, T: int) -> float:
-        """As for `RelativeAttention`, with C = REACH + part for the T positions of all parts."""
-        D = self.sizes.d_model
-        part = min(REACH, T)
-        T += -T % part
-        C = REACH + part
-        return B * (T * (4 * D * D + 3 * C * D) + 2 * REACH * D * D) + C * D * D
+        """As for `RelativeAttention`, with C = R + W for the P W positions of all parts."""
+        D, R, W = self.sizes.d_model, REACH, min(REACH, T)
+        T, C = T + -T % W, R + W
+        return B * (T * (4 * D * D + 3 * C * D) + 2 * R * D * D) + C * D * D
