@@ -172,7 +172,7 @@ def main(_):
           "and time:")
     for choice in front_of(choices, "ms_per_window"):
         print(line(choice))
-    print("best within the budget:")
+    print("shortlist, the best within the budget:" if np.isfinite(limits).any() else "shortlist:")
     for choice in best:
         print(line(choice))
     path = run.folder / f"choices_step{report['step']}.json"

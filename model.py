@@ -399,7 +399,7 @@ def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):
 def fair_sample(noise):
     """One-hot samples that contain each layer type once in every K rows, in random order.
 
-    Strict fairness of Chu et al. 2019 ("FairNAS"), equation 3.
+    This is the strict fairness of Chu et al. 2019 ("FairNAS").
 
     Args:
       noise: [rows, S, K], continuous and independent.

@@ -8,25 +8,30 @@
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
-name=find epochs=2 training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings"
-search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" own= budget=
+name=find epochs=2 search="--gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" of_search=(--epochs=1) budget=()
+training=(--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings)
 for flag in "$@"; do
   case $flag in
     --model_name=*) name=${flag#*=} ;;
     --epochs=*) epochs=${flag#*=} ;;
-    --budget_*=* | --num_networks=* | --num_windows=*) budget+=" $flag" ;;
-    --search=*) search="--epochs=1 $flag" ;;
-    --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) own+=" $flag" ;;
+    --budget_*=* | --num_networks=* | --num_windows=*) budget+=("$flag") ;;
+    --search=*) search=$flag ;;
+    --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) of_search+=("$flag") ;;
     --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
-    --*=* | --no*) training+=" $flag" ;;
+    --*=* | --no*) training+=("$flag") ;;
     *) fail "$flag: write --name=value here" ;;
   esac
 done
-[[ $budget == *--budget_* ]] || fail "set --budget_ms or --budget_mflops"
+[[ "$*" == *--budget_* ]] || fail "set --budget_ms or --budget_mflops"
 run=logs/$name
+mkdir -p logs
+if [ -e "${run}_flags" ] && [ "$*" != "$(cat "${run}_flags")" ]; then
+  fail "$name was begun with other flags ($(cat "${run}_flags")): choose another --model_name"
+fi
+echo "$*" >"${run}_flags"
 
 train() { # name, flags; does nothing if trained already
-  [ -e "logs/$1/results.json" ] || bash "$project/train.sh" --model_name="$1" $training "${@:2}"
+  [ -e "logs/$1/results.json" ] || bash "$project/train.sh" --model_name="$1" "${training[@]}" "${@:2}"
 }
 
 best() { # number, runs; prints the letters of those of lowest validation loss
@@ -37,9 +42,9 @@ runs.sort(key=lambda run: run["valid"]["loss"])
 print(*(run["architecture"] for run in runs[:int(sys.argv[1])]))' "$@"
 }
 
-train "${name}_search" $search $own
+train "${name}_search" $search "${of_search[@]}"
 if [ ! -e "${run}_shortlist" ]; then
-  "$PYTHON" "$project/choose.py" --run="${run}_search" $budget
+  "$PYTHON" "$project/choose.py" --run="${run}_search" "${budget[@]}"
   "$PYTHON" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["shortlist"])' \
     "$(ls -t "${run}"_search/choices_step*.json | head -1)" >"${run}_shortlist.part"
   mv "${run}_shortlist.part" "${run}_shortlist"
@@ -54,4 +59,6 @@ for stage in "0.25 4" "0.5 1" "1 1"; do # share of the steps, and how many netwo
   done
   left=$(best "$number" "${runs[@]}")
 done
-exec "$PYTHON" "$project/evaluate.py" --run="${runs[0]}"
+"$PYTHON" "$project/evaluate.py" --run="${runs[0]}"
+loss=$("$PYTHON" -c 'import json, sys; print("%.4f" % json.load(open(sys.argv[1]))["valid"]["loss"])' "${runs[0]}/results.json")
+echo "found $left: validation loss $loss; to evaluate it again: python evaluate.py --run=${runs[0]}"

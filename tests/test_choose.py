@@ -90,7 +90,7 @@ def test_a_budget_names_the_best_subnetwork_within_it(begun, tmp_path, monkeypat
     best = min(within, key=lambda each: each["loss"])["architecture"]
     assert 0 < len(within) < 9
     front, listed = [[line.split()[0] for line in part.splitlines() if line[2:4] == "  "]
-                     for part in done.stdout.split("best within the budget")]
+                     for part in done.stdout.split("shortlist, the best within the budget")]
     assert listed[0] == best == report["shortlist"][0] and listed == report["shortlist"]
     assert len(listed) < len(within)  # ai and ia are the same network
     assert set(listed) <= {each["architecture"] for each in within} and front
@@ -111,7 +111,8 @@ def test_the_printed_command_trains_the_subnetwork_from_the_weights_of_the_searc
 ):
     monkeypatch.chdir(tmp_path)
     done = run_command(choose, "--run=logs/supernet", "--num_windows=1", "--budget_mflops=9")
-    listed, flags_given = done.stdout.split("best within the budget:\n")[1].split("./train.sh ")
+    _, listed = done.stdout.split("shortlist, the best within the budget:\n")
+    listed, flags_given = listed.split("./train.sh ")
     name = listed.split()[0]
     given = dict(flag.removeprefix("--").split("=") for flag in flags_given.split())
     assert given == {"model_name": f"supernet_{name}", "architecture": name,
@@ -153,7 +154,8 @@ def test_beyond_the_given_number_of_subnetworks_some_are_scored(begun, tmp_path,
     every = run_command(choose, "--run=logs/supernet", "--num_windows=2")
     losses = {each["architecture"]: each["loss"] for each in report_of(begun)["choices"]}
     done = run_command(choose, "--run=logs/supernet", "--num_windows=2", "--num_networks=4")
-    assert "9 of 9 subnetworks" in every.stdout and "4 of 9 subnetworks" in done.stdout
+    assert "9 of 9 subnetworks" in every.stdout and "shortlist:\n" in every.stdout
+    assert "4 of 9 subnetworks" in done.stdout
     some = {each["architecture"]: each["loss"] for each in report_of(begun)["choices"]}
     assert len(some) == 4 and some == {name: losses[name] for name in some}
     run_command(choose, "--run=logs/supernet", "--num_windows=2", "--num_networks=4", "--seed=1")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,10 +167,10 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
 
 def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
     given = ["recipes/find.sh", "--model_name=my", "--budget_ms=3", "--kinds=dense,half",
-             "--search=fair", "--epochs=4", "--d_model=8"]
+             "--search=fair", "--epochs=4", "--d_model=8", "--data_dir=my data"]
     search, choice, *alone, last = commands = commands_of(project, *given)
     assert {"--model_name=my_search", "--epochs=1", "--search=fair", "--kinds=dense,half",
-            "--d_model=8"} <= set(search) and "--epochs=4" not in search
+            "--d_model=8", "--data_dir=my data"} <= set(search) and "--epochs=4" not in search
     assert choice[1:] == ["--run=logs/my_search", "--budget_ms=3"]
     assert [(value_of(each, "architecture"), value_of(each, "epochs")) for each in alone] == [
         *((letters, "1") for letters in ("da", "dd", "di", "ai", "ad", "aa")),
@@ -178,6 +179,12 @@ def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
     assert last[1:] == ["--run=logs/my_da_1"]
     (project / "logs" / "my_da_1" / "results.json").unlink()  # it was killed
     assert commands_of(project, *given) == [commands[-2], last]
+    done = run(project, "env", f"PATH={project / 'recording'}:/usr/bin:/bin", *given)
+    assert re.fullmatch(
+        r"found da: validation loss \d+\.0000; to evaluate it again: "
+        r"python evaluate.py --run=logs/my_da_1", done.stdout.splitlines()[-1])
+    other = run(project, *given[:2], "--budget_ms=4")
+    assert "my was begun with other flags (--model_name=my --budget_ms=3 " in one_line(other)
     for flag, message in [("--budget=3", "set --budget_ms or --budget_mflops"),
                           ("--init_from=a", "this script sets --init_from itself"),
                           ("--epochs", "write --name=value here")]:

@@ -17,8 +17,8 @@ from training.scoring import real_targets
 
 Architecture = tuple[str, ...]  # the layer type of each block, L
 
-PARENTS, CHILDREN = 10, 50  # of a generation; as in Guo et al. 2019, appendix A
-MUTATION = 0.1  # probability that a block of a child changes; the same
+PARENTS, CHILDREN = 10, 50  # of a generation; as in Guo et al. 2019
+MUTATION = 0.1  # probability that a block of a child is drawn anew; the same
 
 
 def num_architectures(model: PARTransformerXL) -> int:
@@ -130,7 +130,7 @@ class Budget:
 def evolve(score: Callable[[Sequence[Architecture]], np.ndarray],
            blocks: Sequence[Sequence[str]], budget: Budget, num_choices: int,
            seed: int) -> dict[Architecture, float]:
-    """Evolutionary search for the subnetworks of lowest loss (Guo et al. 2019, algorithm 1).
+    """Evolutionary search for the subnetworks of lowest loss (Guo et al. 2019).
 
     Each generation adds children of the best subnetworks so far: mutations of one and crossovers of
     two. A child beyond the budget gets the cheapest layer type in random blocks until it fits.
