@@ -5,8 +5,9 @@
     python plot_search.py --compare=logs/found,logs/other,logs/random_1 --searches=logs/supernet
 
 A search is drawn as an animation of pi over training, and a picture of its end. A comparison shows
-quality over cost for the networks that evaluate.py has scored on the validation split. Runs of the
-same network, with other seeds or with identity in other places, are one point.
+quality over cost, and the layers over depth, for the networks that evaluate.py has scored on the
+validation split. Runs of the same network, with other seeds or with identity in other places, are
+one point and one row.
 
 L blocks, K layer types, S recorded steps.
 """
@@ -37,7 +38,7 @@ with cli.quiet():
     from PIL import Image
 
     from evaluate import means, read_evaluations
-    from layers import kinds_of, without_identity
+    from layers import KINDS, kinds_of, without_identity
     from support import files, pictures
     from support.events import curves
     from training.recording import entropy
@@ -193,6 +194,15 @@ def comparison_figure(networks: list[dict], found: set[str]):
         "bits per byte", networks[0]["text"])
 
 
+def depth_figure(networks: list[dict]):
+    """The figure of the layers of networks of `means`; those that see other positions are dark."""
+    dark = "".join(layer.letter for layer in KINDS.values() if layer.needs_memory)
+    return pictures.depth_figure(
+        [network["architecture"] for network in networks],
+        np.array([network["bits_per_byte"] for network in networks]), dark, "bits per byte",
+        networks[0]["text"])
+
+
 def main(_):
     FLAGS = flags.FLAGS
     if bool(FLAGS.run) == bool(FLAGS.compare):
@@ -205,8 +215,9 @@ def main(_):
         found = {without_identity(TrainedRun(folder).architecture)
                  for folder in FLAGS.searches or []}
         print(table(networks))
-        paths = [folders[0] / "comparison.png"]
+        paths = [folders[0] / "comparison.png", folders[0] / "depth.png"]
         pictures.save(comparison_figure(networks, found), paths[0])
+        pictures.save(depth_figure(networks), paths[1])
     elif FLAGS.attention is not None:
         paths = draw_attention(TrainedRun(FLAGS.run), FLAGS.attention)
     else:

@@ -160,6 +160,35 @@ def _write_name(axes, x, y, name, style, loss):
                       weight="bold" if style is STAR else "normal", parse_math=False)
 
 
+def depth_figure(architectures: Sequence[str], losses: np.ndarray, dark: str, loss_name: str,
+                 title: str):
+    """The figure of the layers of networks: a row for each network, a column for each layer.
+
+    Args:
+      architectures: of P networks, as letters.
+      losses: of the networks, [P].
+      dark: the letters whose cells are dark.
+      loss_name: label of the rows.
+    """
+    rows, columns = len(architectures), max(map(len, architectures))
+    shades = np.ones([rows, columns])
+    for row, letters in enumerate(architectures):
+        shades[row, :len(letters)] = [0.25 if letter in dark else 0.8 for letter in letters]
+    figure, axes = pyplot.subplots(figsize=(1.4 + 0.3 * columns, 1.2 + 0.2 * rows), dpi=120,
+                                   layout="constrained")
+    axes.imshow(shades, cmap="gray", vmin=0, vmax=1, aspect="auto")
+    for row, letters in enumerate(architectures):
+        for column, letter in enumerate(letters):
+            axes.text(column, row, letter, ha="center", va="center", fontsize=7,
+                      color="white" if letter in dark else "black")
+    axes.set_xticks(range(columns), range(1, columns + 1), fontsize=7)
+    axes.set_yticks(range(rows), [f"{loss:.3f}" for loss in losses], fontsize=7)
+    axes.set_xlabel("layer", fontsize=8)
+    axes.set_ylabel(loss_name, fontsize=8)
+    axes.set_title(title, fontsize=8, parse_math=False)
+    return figure
+
+
 def save(figure, path: Path):
     """Writes a figure as PNG and closes it."""
     picture = io.BytesIO()

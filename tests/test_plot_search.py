@@ -194,11 +194,13 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
                         lambda networks, names: found.append(names) or draw(networks, names))
     done = run_command(plot_search, compare, "--searches=logs/supernet")
     lines = done.stdout.splitlines()
-    assert lines[-1] == "wrote logs/supernet/comparison.png", done.stderr
+    assert lines[-1] == "wrote logs/supernet/comparison.png, logs/supernet/depth.png", done.stderr
     assert found == [{"a"}]
     assert sorted(line.split()[-1] for line in lines[1:-1]) == ["ad", "da", "da", "ss"]
     assert not any(line.strip().startswith("9.0000") for line in lines)
-    figure, = drawn
+    figure, depth = drawn
+    rows = [text.get_text() for text in depth.axes[0].get_yticklabels()]
+    assert rows == sorted(rows) and len(rows) == 4
     for axes in figure.axes:
         names = sorted(text.get_text().split()[0] for text in axes.texts)
         assert names == ["ad", "da", "da", "ss"]
@@ -224,6 +226,19 @@ def test_a_network_far_worse_than_the_others_leaves_them_room():
     assert list(worse[:, 0]) == [0, 8, 9, 10]
     assert 1.46 < min(worse[:, 1]) == max(worse[:, 1]) < 1.48
     assert "worst 1.650" in [text.get_text() for text in axes.texts]
+    pyplot.close(figure)
+
+
+def test_attention_is_dark_over_depth():
+    networks = [{"architecture": letters, "bits_per_byte": bits, "text": ""}
+                for letters, bits in (("ladh", 1.401), ("dd", 1.5))]
+    figure = plot_search.depth_figure(networks)
+    axes, = figure.axes
+    shades = axes.images[0].get_array()
+    assert (shades < 0.5).tolist() == [[True, True, False, False], [False] * 4]
+    assert list(shades[1, 2:]) == [1, 1]  # white: no layer
+    assert "".join(text.get_text() for text in axes.texts) == "ladhdd"
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1.401", "1.500"]
     pyplot.close(figure)
 
 
