@@ -39,8 +39,7 @@ class PARTransformerXL(keras.Model):
       tie_embeddings: share the rows of the embedding between input and output.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: draw a sample for each row of a batch instead of one for all.
-      sampling: `gumbel` for Gumbel-Softmax samples; `uniform` for one layer per block, all types
-        alike; `fair` for the same in each row, each type once in every K rows.
+      uniform: sample one layer per block, all types with equal probability.
       trainable_tau: initial value of a trainable temperature; None if it is not trained.
       tau: the temperature used by calls that give none.
 
@@ -54,7 +53,7 @@ class PARTransformerXL(keras.Model):
                  dropout_rate: float = 0.1, embedding_dropout: float = 0.0,
                  cutoffs: Sequence[int] = (), proj_factor: int = 4, tie_embeddings: bool = False,
                  straight_through: bool = False, gumbel_per_row: bool = False,
-                 sampling: str = "gumbel", trainable_tau: float | None = None, tau: float = 1.0,
+                 uniform: bool = False, trainable_tau: float | None = None, tau: float = 1.0,
                  static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
         for kind in (*kinds, *architecture):
@@ -67,7 +66,7 @@ class PARTransformerXL(keras.Model):
         self.sizes = Sizes(d_model, num_heads, d_ffn, mem_len)
         self.dropout_rate, self.embedding_dropout = dropout_rate, embedding_dropout
         self.straight_through, self.gumbel_per_row = straight_through, gumbel_per_row
-        self.sampling, self.tau, self.tie_embeddings = sampling, tau, tie_embeddings
+        self.uniform, self.tau, self.tie_embeddings = uniform, tau, tie_embeddings
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
             clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
@@ -105,7 +104,7 @@ class PARTransformerXL(keras.Model):
             "architecture": list(self.architecture), "kinds": list(self.kinds),
             "dropout_rate": self.dropout_rate, "embedding_dropout": self.embedding_dropout,
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
-            "sampling": self.sampling, "trainable_tau": tau, "tau": self.tau,
+            "uniform": self.uniform, "trainable_tau": tau, "tau": self.tau,
             "tie_embeddings": self.tie_embeddings}
 
     def call(self, tokens, memory, filled, tau=None, draws=None, return_attention_scores=False):
@@ -128,7 +127,7 @@ class PARTransformerXL(keras.Model):
         bias = score_bias(T, memory.shape[2], filled)  # [T, C]
         sample = self.sample(tau, draws, rows=B)  # [S, K] or [B, S, K]
         mixtures = iter(tf.unstack(sample, axis=-2))  # S times [K] or [B, K]
-        if self.sampling == "uniform" and sample.shape.rank == 2 and draws is not None:
+        if self.uniform and sample.shape.rank == 2 and draws is not None:
             mixtures = iter(tf.unstack(tf.argmax(sample, axis=-1, output_type=tf.int32)))  # S x []
         memories = iter(tf.unstack(memory))  # A times [B, M, D]
         new_memories, scores = [], []
@@ -192,13 +191,11 @@ class PARTransformerXL(keras.Model):
             return tf.zeros([0, len(self.kinds)])
         if draws is None:
             noise = 0.0
-        elif self.sampling == "fair":
-            return fair_sample(draws.gumbel_rows(rows, self.theta.shape))
         elif self.gumbel_per_row:
             noise = draws.gumbel_rows(rows, self.theta.shape)  # [rows, S, K]
         else:
             noise = draws.gumbel(self.theta.shape)  # [S, K]
-        one_hot = self.straight_through or self.sampling == "uniform" and draws is not None
+        one_hot = self.straight_through or self.uniform and draws is not None
         return gumbel_softmax(self.theta, self.temperature(tau), noise, one_hot)
 
     def temperature(self, tau=None):
@@ -394,20 +391,3 @@ def gumbel_softmax(theta, tau, noise=0.0, straight_through=False):
         return soft
     hard = tf.one_hot(tf.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)  # [..., K]
     return hard + (soft - tf.stop_gradient(soft))
-
-
-def fair_sample(noise):
-    """One-hot samples that contain each layer type once in every K rows, in random order.
-
-    This is the strict fairness of Chu et al. 2019 ("FairNAS").
-
-    Args:
-      noise: [rows, S, K], continuous and independent.
-
-    Returns:
-      [rows, S, K].
-    """
-    rows, _, K = noise.shape
-    orders = tf.argsort(noise[::K], axis=-1)  # [rows / K, S, K], a permutation of the layer types
-    orders = tf.transpose(tf.one_hot(orders, K), [0, 2, 1, 3])  # [rows / K, K, S, K]
-    return tf.reshape(orders, [-1, *noise.shape[1:]])[:rows]  # [rows, S, K]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A search of one epoch with tied embeddings; with --architecture or --init_from, the same training of a fixed network.
-# docs/results.md lists alternatives. Later flags win.
+# docs/results/tried.md lists alternatives. Later flags win.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 search="--gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1"
 for flag in "$@"; do

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Finds a network for a budget and trains it. Searches for one epoch, scores subnetworks within the budget, and takes the best eight of
-# them. Trains all of these from scratch for a quarter of the steps, the better four for half, and the best one for all (successive
-# halving, Jamieson & Talwalkar 2016): the work of five trainings. To resume, repeat the command.
+# Finds a network for a budget and trains it. Trains a search on randomly drawn layers for one epoch, scores subnetworks within the budget,
+# and takes the best eight of them. Trains these from scratch for a quarter of the steps, the better four for half, and the best one for
+# all (successive halving, Jamieson & Talwalkar 2016): the work of five trainings. To resume, repeat the command.
 #   recipes/find.sh --budget_ms=12                                  # of the layers, for the forward pass of a window, on this machine
 #   recipes/find.sh --budget_mflops=2 --model_name=small --epochs=4 # per token; 4 epochs for the best one
 # Other flags go to every training, those of a search to the search alone. The runs are logs/NAME_search, NAME_aaddid_0.5 and so on.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
-name=find epochs=2 search="--gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" of_search=(--epochs=1) budget=()
+name=find epochs=2 search="--search=uniform --gumbel_per_row" of_search=(--epochs=1) budget=()
 training=(--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings)
 for flag in "$@"; do
   case $flag in

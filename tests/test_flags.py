@@ -43,7 +43,7 @@ TRAIN = dict(
     tau_start=(["0.001", "2", "1e6"], [*NO_FLOAT, "0"]),
     tau_end=(["0.001", "1", "1e6"], [*NO_FLOAT, "0"]),
     tau_is_trainable=BOOLEAN,
-    search=(["joint", "alternating", "uniform", "fair"], ["", "x"]),
+    search=(["joint", "alternating", "uniform"], ["", "x"]),
     arch_share=(["0.01", "0.99"], [*NO_FLOAT, "0", "1"]),
     arch_lr_factor=(["0", "10"], NO_FLOAT),
     gumbel_per_row=BOOLEAN,
@@ -78,7 +78,7 @@ def conflict(given: dict) -> bool:
         return float(given.get(name, BASE[name]))
 
     architecture, alternating = given.get("architecture"), given.get("search") == "alternating"
-    untrained = given.get("search") in ("uniform", "fair")
+    untrained = given.get("search") == "uniform"
     return any((
         number("d_model") % number("num_heads"),
         "arch_share" in given and not alternating,

@@ -529,18 +529,6 @@ def test_a_compiled_gradient_equals_the_graph_mode_one():
         assert np.allclose(one, other, atol=1e-5)
 
 
-def test_fair_samples_contain_each_layer_type_once_in_every_k_rows():
-    K, samples = 3, []
-    for seed in range(300):
-        sample = model.fair_sample(tf.random.stateless_normal([8, 2, K], [seed, 0])).numpy()
-        assert sample.shape == (8, 2, K) and np.all(sample.sum(axis=2) == 1)
-        assert np.all(sample[:3].sum(axis=0) == 1) and np.all(sample[3:6].sum(axis=0) == 1)
-        assert np.all(sample[6:].sum(axis=0) <= 1)  # the rest of a third group
-        samples.append(sample[:3].argmax(axis=2))
-    orders = np.unique(np.reshape(np.moveaxis(samples, 2, 1), [-1, 3]), axis=0, return_counts=True)
-    assert len(orders[0]) == 6 and np.all(np.abs(orders[1] - 100) < 40)  # of 600, alike
-
-
 @pytest.mark.parametrize("settings, message", [
     (dict(architecture=["search", "pooling"]),
      f"unknown layer type 'pooling': choose from {', '.join(KINDS)}"),

@@ -167,9 +167,9 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
 
 def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
     given = ["recipes/find.sh", "--model_name=my", "--budget_ms=3", "--kinds=dense,half",
-             "--search=fair", "--epochs=4", "--d_model=8", "--data_dir=my data"]
+             "--search=uniform", "--epochs=4", "--d_model=8", "--data_dir=my data"]
     search, choice, *alone, last = commands = commands_of(project, *given)
-    assert {"--model_name=my_search", "--epochs=1", "--search=fair", "--kinds=dense,half",
+    assert {"--model_name=my_search", "--epochs=1", "--search=uniform", "--kinds=dense,half",
             "--d_model=8", "--data_dir=my data"} <= set(search) and "--epochs=4" not in search
     assert choice[1:] == ["--run=logs/my_search", "--budget_ms=3"]
     assert [(value_of(each, "architecture"), value_of(each, "epochs")) for each in alone] == [

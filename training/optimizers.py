@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from support.errors import InputError
-from training.settings import UNTRAINED, Settings
+from training.settings import Settings
 
 
 class FusedAdam(keras.optimizers.Adam):
@@ -63,7 +63,7 @@ def parameter_groups(model, settings: Settings, learning_rate: Callable) -> dict
     theirs = {variable.path for variable in architecture}
     weights = [each for each in model.trainable_variables if each.path not in theirs]
     groups = {"weights": (build_optimizer(settings, "weights", learning_rate, weights), weights)}
-    if architecture and settings.search not in UNTRAINED:
+    if architecture and settings.search != "uniform":
         optimizer = build_optimizer(
             settings, "architecture", lambda: learning_rate() * settings.arch_lr_factor,
             architecture)

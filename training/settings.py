@@ -13,7 +13,6 @@ from support.errors import InputError
 flags.disclaim_key_flags()  # they belong to the command that calls `define_settings`
 
 SEARCH = "search"  # as in layers, which imports TensorFlow
-UNTRAINED = ("uniform", "fair")  # the searches that do not train the architecture
 
 
 def setting(group: str, default: Any, help: str, **bounds) -> Any:
@@ -55,8 +54,7 @@ class Settings:
     search: str = setting(
         "Search", "joint", "train weights and architecture in every step (joint) or in turn, after "
         "a warm-up of the weights alone (alternating); or train the weights alone, on layers drawn "
-        "uniformly (uniform), so that each layer type occurs once in every K rows (fair), for "
-        "choose.py", enum_values=["joint", "alternating", "uniform", "fair"])
+        "uniformly (uniform), for choose.py", enum_values=["joint", "alternating", "uniform"])
     arch_share: float = setting(
         "Search", 0.2, "share of the steps after the warm-up of an alternating search that train "
         "the architecture, between 0 and 1")
@@ -110,7 +108,7 @@ class Settings:
             raise InputError("--arch_share must be between 0 and 1")
         if self.search != "alternating" and self.arch_share != default.arch_share:
             raise InputError("--arch_share needs --search=alternating")
-        if self.search in UNTRAINED:
+        if self.search == "uniform":
             for name in ("arch_lr_factor", "tau_start", "tau_end", "tau_is_trainable",
                          "straight_through", "latency_weight"):
                 if getattr(self, name) != getattr(default, name):
@@ -130,7 +128,7 @@ class Settings:
             "vocab_size": vocab_size, "architecture": list(self.architecture),
             "cutoffs": list(self.cutoffs), "kinds": list(self.kinds),
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
-            "sampling": self.search if self.search in UNTRAINED else "gumbel",
+            "uniform": self.search == "uniform",
             "trainable_tau": self.tau_start if self.tau_is_trainable else None,
             "name": "par_transformer_xl"}
 
