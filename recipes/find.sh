@@ -4,7 +4,8 @@
 # all (successive halving, Jamieson & Talwalkar 2016): the work of five trainings. To resume, repeat the command.
 #   recipes/find.sh --budget_ms=12                                  # of the layers, for the forward pass of a window, on this machine
 #   recipes/find.sh --budget_mflops=2 --model_name=small --epochs=4 # per token; 4 epochs for the best one
-# Other flags go to every training, those of a search to the search alone. The runs are logs/NAME_search, NAME_aaddid_0.5 and so on.
+# Other flags go to every training. Flags of a search go to the search alone, as does --search_max_lr=5e-4, which sets its --max_lr. The
+# runs are logs/NAME_search, logs/NAME_aaddid_0.5 and so on.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
@@ -16,6 +17,7 @@ for flag in "$@"; do
     --epochs=*) epochs=${flag#*=} ;;
     --budget_*=* | --num_networks=* | --num_windows=*) budget+=("$flag") ;;
     --search=*) search=$flag ;;
+    --search_*=*) of_search+=("--${flag#--search_}") ;;
     --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) of_search+=("$flag") ;;
     --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --*=* | --no*) training+=("$flag") ;;
