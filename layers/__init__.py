@@ -7,7 +7,7 @@ types that it is given. `ops` holds shared operations, `draws` the random number
 from typing import Sequence
 
 from layers.attention import LocalAttention, RelativeAttention
-from layers.dense import FeedForward, HalfFeedForward, QuarterFeedForward
+from layers.dense import FeedForward
 from layers.kind import Identity, Kind
 
 KINDS: dict[str, type[Kind]] = {
@@ -15,8 +15,6 @@ KINDS: dict[str, type[Kind]] = {
     "dense": FeedForward,
     "identity": Identity,
     "local": LocalAttention,
-    "half": HalfFeedForward,
-    "quarter": QuarterFeedForward,
 }
 SEARCH = "search"  # a block that mixes all layer types
 

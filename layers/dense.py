@@ -12,18 +12,14 @@ from layers.ops import linear
 class FeedForward(Kind):
     """The dense layer.
 
-    Attributes:
-      share: of the width F that the inner layer has.
-
     The outer kernel is stored as [D, F], which makes its gradient a faster matrix product.
     """
 
     letter = "d"
-    share = 1
 
     def __init__(self, sizes: Sizes, **kwargs):
         super().__init__(sizes, **kwargs)
-        D, F = sizes.d_model, self.width
+        D, F = sizes.d_model, sizes.d_ffn
         self.inner_kernel = self.weight("inner_kernel", [D, F])
         self.inner_bias = self.weight("inner_bias", [F], "zeros")
         self.outer_kernel = self.weight("outer_kernel", [D, F])
@@ -39,7 +35,7 @@ class FeedForward(Kind):
         Returns:
           [B, T, D].
         """
-        F, parts = self.width, []
+        F, parts = self.sizes.d_ffn, []
         sizes = [F - F // 2, F // 2]
         kernels = tf.split(self.inner_kernel, sizes, axis=1)  # [D, F/2] each
         biases = tf.split(self.inner_bias, sizes)  # [F/2] each
@@ -51,23 +47,4 @@ class FeedForward(Kind):
 
     def multiply_adds(self, B: int, T: int) -> float:
         """B T 2 D F."""
-        return B * T * 2 * self.sizes.d_model * self.width
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return max(1, round(self.share * self.sizes.d_ffn))
-
-
-class HalfFeedForward(FeedForward):
-    """A dense layer of half the inner width."""
-
-    letter = "h"
-    share = 1 / 2
-
-
-class QuarterFeedForward(FeedForward):
-    """A dense layer of a quarter of the inner width."""
-
-    letter = "q"
-    share = 1 / 4
+        return B * T * 2 * self.sizes.d_model * self.sizes.d_ffn

@@ -13,7 +13,6 @@ from test_docs import example
 import layers
 import train
 from layers import attention
-from layers.dense import FeedForward
 from layers.kind import Sizes
 from model import PARTransformerXL
 from support import pictures
@@ -87,15 +86,6 @@ def test_local_attention_is_attention_with_what_is_far_masked(seq_len, mem_len, 
     x = context[:, mem_len:]
     assert np.allclose(local(x, context, bias), whole(x, context, far), atol=1e-5)
     assert not np.allclose(local(x, context, bias), whole(x, context, bias), atol=1e-2)
-
-
-def test_dense_layers_may_be_half_or_a_quarter_as_wide():
-    sizes = Sizes(d_model=8, num_heads=2, d_ffn=32, mem_len=4)
-    of_width = {width: FeedForward(Sizes(8, 2, width, 4)) for width in (16, 8)}
-    for kind, width in (("half", 16), ("quarter", 8)):
-        layer = layers.KINDS[kind](sizes)
-        assert [w.shape for w in layer.weights] == [w.shape for w in of_width[width].weights]
-        assert layer.multiply_adds(3, 5) == of_width[width].multiply_adds(3, 5)
 
 
 def test_a_random_architecture_may_have_it():

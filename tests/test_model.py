@@ -225,8 +225,7 @@ def test_a_fixed_block_is_its_branch_and_holds_nothing_else(kind):
     inputs = {"memory": memory, "bias": bias}
     assert np.allclose(fixed(x, **inputs)[0], search(x, **inputs, mixture=one_hot)[0], atol=1e-5)
     norm = 2 * D
-    width = {"dense": F, "half": F // 2, "quarter": F // 4}.get(kind)
-    parameters = 2 * D * width + width + D if width else 5 * D * D + 2 * D
+    parameters = 2 * D * F + F + D if kind == "dense" else 5 * D * D + 2 * D
     assert fixed.count_params() == (0 if kind == "identity" else parameters + norm)
 
 

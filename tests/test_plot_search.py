@@ -231,13 +231,13 @@ def test_a_network_far_worse_than_the_others_leaves_them_room():
 
 def test_attention_is_dark_over_depth():
     networks = [{"architecture": letters, "bits_per_byte": bits, "text": ""}
-                for letters, bits in (("ladh", 1.401), ("dd", 1.5))]
+                for letters, bits in (("ladd", 1.401), ("dd", 1.5))]
     figure = plot_search.depth_figure(networks)
     axes, = figure.axes
     shades = axes.images[0].get_array()
     assert (shades < 0.5).tolist() == [[True, True, False, False], [False] * 4]
     assert list(shades[1, 2:]) == [1, 1]  # white: no layer
-    assert "".join(text.get_text() for text in axes.texts) == "ladhdd"
+    assert "".join(text.get_text() for text in axes.texts) == "ladddd"
     assert [text.get_text() for text in axes.get_yticklabels()] == ["1.401", "1.500"]
     pyplot.close(figure)
 

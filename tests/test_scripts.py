@@ -166,11 +166,11 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
 
 
 def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
-    given = ["recipes/find.sh", "--model_name=my", "--budget_ms=3", "--kinds=dense,half",
+    given = ["recipes/find.sh", "--model_name=my", "--budget_ms=3", "--kinds=dense,local",
              "--search=joint", "--search_max_lr=1e-3", "--epochs=4", "--d_model=8",
              "--data_dir=my data"]
     search, choice, *alone, last = commands = commands_of(project, *given)
-    assert {"--model_name=my_search", "--epochs=1", "--search=joint", "--kinds=dense,half",
+    assert {"--model_name=my_search", "--epochs=1", "--search=joint", "--kinds=dense,local",
             "--max_lr=1e-3", "--d_model=8", "--data_dir=my data"} <= set(search)
     assert "--epochs=4" not in search
     assert choice[1:] == ["--run=logs/my_search", "--budget_ms=3"]
@@ -178,7 +178,7 @@ def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
         *((letters, "1") for letters in ("da", "dd", "di", "ai", "ad", "aa")),
         *((letters, "2") for letters in ("da", "dd", "di", "ai")), ("da", "4")]
     assert all({"--d_model=8", "--max_lr=2e-3"} <= set(each) for each in alone)
-    assert not any({"--kinds=dense,half", "--max_lr=1e-3"} & set(each) for each in alone)
+    assert not any({"--kinds=dense,local", "--max_lr=1e-3"} & set(each) for each in alone)
     assert last[1:] == ["--run=logs/my_da_1"]
     (project / "logs" / "my_da_1" / "results.json").unlink()  # it was killed
     assert commands_of(project, *given) == [commands[-2], last]
