@@ -39,7 +39,7 @@ class PARTransformerXL(keras.Model):
       tie_embeddings: share the rows of the embedding between input and output.
       straight_through: sample one-hot, with the gradient of the relaxed sample.
       gumbel_per_row: draw a sample for each row of a batch instead of one for all.
-      uniform: sample one layer per block, all types with equal probability.
+      uniform: in training, sample one layer per block, all types with equal probability.
       trainable_tau: initial value of a trainable temperature; None if it is not trained.
       tau: the temperature used by calls that give none.
 

@@ -168,10 +168,11 @@ def depth_figure(architectures: Sequence[str], losses: np.ndarray, dark: str, lo
       architectures: of P networks, as letters.
       losses: of the networks, [P].
       dark: the letters whose cells are dark.
-      loss_name: label of the rows.
+      loss_name: what the losses are; each row is labelled with its loss.
+      title: of the figure.
     """
     rows, columns = len(architectures), max(map(len, architectures))
-    shades = np.ones([rows, columns])
+    shades = np.ones([rows, columns])  # [P, L], of grey; 1 is white
     for row, letters in enumerate(architectures):
         shades[row, :len(letters)] = [0.25 if letter in dark else 0.8 for letter in letters]
     figure, axes = pyplot.subplots(figsize=(1.4 + 0.3 * columns, 1.2 + 0.2 * rows), dpi=120,

@@ -186,6 +186,8 @@ def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
     assert re.fullmatch(
         r"found da: validation loss \d+\.0000; to evaluate it again: "
         r"python evaluate.py --run=logs/my_da_1", done.stdout.splitlines()[-1])
+    uniform, *_ = commands_of(project, given[0], "--model_name=plain", "--budget_ms=3")
+    assert {"--search=uniform", "--gumbel_per_row", "--max_lr=2e-3"} <= set(uniform)
     other = run(project, *given[:2], "--budget_ms=4")
     assert "my was begun with other flags (--model_name=my --budget_ms=3 " in one_line(other)
     for flag, message in [("--budget=3", "set --budget_ms or --budget_mflops"),
