@@ -9,6 +9,7 @@ layers, whose times are measured on this machine. If the search contains more su
 B batch, T sequence length, V vocabulary.
 """
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ def scored_choices(run: TrainedRun, num_windows: int, data_dir: str | Path | Non
       run: a search.
       num_windows: windows of the validation split.
       data_dir: the folder of the data; None for that of the training.
-      limits: the milliseconds of a window and the FLOPs per token that a subnetwork may cost. They
-        guide the evolutionary search only: otherwise the report has all subnetworks.
+      limits: the milliseconds of a window and the FLOPs per token that a subnetwork may cost. An
+        evolutionary search looks within them only; otherwise the report has all subnetworks.
       num_networks: the number of subnetworks to score.
       seed: of the evolutionary search.
 
@@ -181,9 +182,10 @@ def main(_):
     pictures.save(choices_figure(report), path.with_suffix(".png"))
     print(f"wrote {path} and {path.with_suffix('.png')}")
     name = best[0]["architecture"]
-    print(f"to train the best one from the best weights of the search:\n"
-          f"./train.sh --model_name={run.folder.name}_{name} --architecture={name} "
-          f"--init_from={run.folder}")
+    command = ["./train.sh", f"--model_name={run.folder.name}_{name}", f"--architecture={name}",
+               f"--init_from={run.folder}", f"--data_dir={FLAGS.data_dir or run.flags['data_dir']}"]
+    print("to train the best one from the best weights of the search, add the flags of the "
+          f"training, such as --epochs, to this command:\n{shlex.join(command)}")
 
 
 if __name__ == "__main__":

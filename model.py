@@ -216,7 +216,9 @@ class PARTransformerXL(keras.Model):
         return pi
 
     def most_likely(self) -> list[str]:
-        """The most probable layer type of each block."""
+        """The most probable layer type of each block; a uniform search does not learn it."""
+        if self.uniform:
+            return list(self.architecture)
         return [self.kinds[kind] for kind in self.pi().argmax(axis=1)]
 
     @property

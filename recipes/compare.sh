@@ -2,7 +2,8 @@
 # Compares the networks found by searches with others of the same width. Searches with the first seed for one epoch, without and with
 # several prices of time. Then trains with every seed for two epochs: the found networks, attention in every block, attention and dense
 # in turn (Transformer-XL), dense in every block, and ten random picks. Scores these, prints a table and plots quality over cost.
-# Takes hours on two cores. To resume, repeat the command. Flags apply to every training: recipes/compare.sh --d_ffn=512
+# Takes hours on two cores. To resume, repeat the command. All trainings are those of recipes/fast.sh; flags apply to every one of them:
+# recipes/compare.sh --d_ffn=512. The picks are for six blocks of attention, dense and identity: set PICKS for others.
 # A smaller comparison: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
@@ -27,23 +28,19 @@ esac
 [ -n "$first_seed" ] || fail "SEEDS is empty"
 case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks, such as PICKS=\"iddaaa aaaidi\"" ;; esac
 
-training="--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings"
-search="--epochs=1 --gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1"
-alone="--epochs=2"
 mkdir -p "$logs"
-all="$training $search $alone $*"
-if [ -e "$logs/compare_flags" ] && [ "$all" != "$(cat "$logs/compare_flags")" ]; then
+if [ -e "$logs/compare_flags" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
   fail "$logs holds a comparison with other flags ($(cat "$logs/compare_flags")): choose another --logs_dir"
 fi
-echo "$all" >"$logs/compare_flags"
+echo "$*" >"$logs/compare_flags"
 
 train() { # name, flags; does nothing if trained already
-  [ -e "$logs/compare_$1/results.json" ] || bash "$project/train.sh" --model_name="compare_$1" $training "${@:2}"
+  [ -e "$logs/compare_$1/results.json" ] || bash "$project/recipes/fast.sh" --model_name="compare_$1" "${@:2}"
 }
 
 train_alone() { # name, letters, seed, flags; notes the run for the comparison
   case ,$trained, in *,"$logs/compare_$1",*) return ;; esac
-  train "$1" $alone --architecture="$2" --seed="$3" "${@:4}"
+  train "$1" --epochs=2 --architecture="$2" --seed="$3" "${@:4}"
   trained+=${trained:+,}$logs/compare_$1
 }
 
@@ -60,7 +57,7 @@ blocks() { # letters; repeats them until each block has one
 networks="$(blocks a) $(blocks ad) $(blocks d)"
 for price in 0 $prices; do
   name=search_${price}_$first_seed
-  train "$name" $search --latency_weight="$price" --seed="$first_seed" "$@"
+  train "$name" --latency_weight="$price" --seed="$first_seed" "$@"
   echo "$name found $(found "$name")"
   searches+=${searches:+,}$logs/compare_$name
   networks+=" $(found "$name")"

@@ -7,6 +7,7 @@ for flag in "$@"; do
   case $flag in
     --architecture=search) ;;
     --architecture=* | --init_from=*) search= ;;
+    --search=uniform) search=--gumbel_per_row ;;
   esac
 done
 exec bash "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../train.sh" \

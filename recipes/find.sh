@@ -2,15 +2,15 @@
 # Finds a network for a budget and trains it. Trains a search on randomly drawn layers for one epoch, scores subnetworks within the budget,
 # and takes the best eight of them. Trains these from scratch for a quarter of the steps, the better four for half, and the best one for
 # all (successive halving, Jamieson & Talwalkar 2016): the work of five trainings. To resume, repeat the command.
-#   recipes/find.sh --budget_ms=12                                  # of the layers, for the forward pass of a window, on this machine
+#   recipes/find.sh --budget_ms=5                                   # of the layers, for the forward pass of a window, on this machine
 #   recipes/find.sh --budget_mflops=2 --model_name=small --epochs=4 # per token; 4 epochs for the best one
-# Other flags go to every training. Flags of a search go to the search alone, as does --search_max_lr=5e-4, which sets its --max_lr. The
-# runs are logs/NAME_search, logs/NAME_aaddid_0.5 and so on.
+# All trainings are those of recipes/fast.sh. Flags of a search go to the search alone; --search_FLAG=VALUE sets any other flag of the
+# search, such as --search_epochs=0.5. The remaining flags go to every training. The runs are logs/NAME_search, logs/NAME_aaddid_0.5 and
+# so on.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 use_python "$project/requirements.txt"
-name=find epochs=2 search="--search=uniform --gumbel_per_row" of_search=(--epochs=1) budget=()
-training=(--max_lr=2e-3 --warmup_steps=300 --clipnorm=1 --dropout_rate=0 --mixed_precision --proj_factor=1 --tie_embeddings)
+name=find epochs=2 search=--search=uniform of_search=(--epochs=1) training=(--logs_dir=logs) budget=()
 for flag in "$@"; do
   case $flag in
     --model_name=*) name=${flag#*=} ;;
@@ -18,7 +18,7 @@ for flag in "$@"; do
     --budget_*=* | --num_networks=* | --num_windows=*) budget+=("$flag") ;;
     --search=*) search=$flag ;;
     --search_*=*) of_search+=("--${flag#--search_}") ;;
-    --kinds=* | --num_layers=* | --gumbel_per_row* | --arch_* | --tau_* | --latency_weight=* | --straight_through*) of_search+=("$flag") ;;
+    --kinds=* | --num_layers=* | --*gumbel_per_row* | --arch_* | --*tau_* | --latency_weight=* | --*straight_through*) of_search+=("$flag") ;;
     --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --*=* | --no*) training+=("$flag") ;;
     *) fail "$flag: write --name=value here" ;;
@@ -33,7 +33,7 @@ fi
 echo "$*" >"${run}_flags"
 
 train() { # name, flags; does nothing if trained already
-  [ -e "logs/$1/results.json" ] || bash "$project/train.sh" --model_name="$1" "${training[@]}" "${@:2}"
+  [ -e "logs/$1/results.json" ] || bash "$project/recipes/fast.sh" --model_name="$1" "${training[@]}" "${@:2}"
 }
 
 best() { # number, runs; prints the letters of those of lowest validation loss
@@ -44,7 +44,7 @@ runs.sort(key=lambda run: run["valid"]["loss"])
 print(*(run["architecture"] for run in runs[:int(sys.argv[1])]))' "$@"
 }
 
-train "${name}_search" $search "${of_search[@]}"
+train "${name}_search" "$search" "${of_search[@]}"
 if [ ! -e "${run}_shortlist" ]; then
   "$PYTHON" "$project/choose.py" --run="${run}_search" "${budget[@]}"
   "$PYTHON" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["shortlist"])' \

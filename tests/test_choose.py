@@ -116,9 +116,9 @@ def test_the_printed_command_trains_the_subnetwork_from_the_weights_of_the_searc
     name = listed.split()[0]
     given = dict(flag.removeprefix("--").split("=") for flag in flags_given.split())
     assert given == {"model_name": f"supernet_{name}", "architecture": name,
-                     "init_from": "logs/supernet"}
-    tuned = train_in(tmp_path, data_dir=TrainedRun(begun).flags["data_dir"], max_steps=1,
-                     max_lr=0.0, **given)
+                     "init_from": "logs/supernet",
+                     "data_dir": TrainedRun(begun).flags["data_dir"]}
+    tuned = train_in(tmp_path, max_steps=1, max_lr=0.0, **given)
     single = evaluate_run(TrainedRun(begun), architecture=name)
     assert evaluate_run(TrainedRun(tuned))["loss"] == pytest.approx(single["loss"])
 

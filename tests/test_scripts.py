@@ -157,7 +157,7 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
     (project / "logs" / "compare_dd_1" / "results.json").unlink()  # it was killed
     assert commands_of(project, *several, *TINY_NET) == [alone[-4], *commands[-2:]]
     for variables, flag, message in [
-            ([], "--d_model=9", "logs holds a comparison with other flags (--max_lr=2e-3"),
+            ([], "--d_model=9", "logs holds a comparison with other flags (--num_layers=2 --d_model=8"),
             (["PICKS=3"], "--d_model=8", "PICKS takes letters"),
             (["SEEDS="], "--d_model=8", "SEEDS is empty"),
             ([], "--seed=3", "--seed=3: this script sets --seed itself"),
@@ -188,6 +188,7 @@ def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
         r"python evaluate.py --run=logs/my_da_1", done.stdout.splitlines()[-1])
     uniform, *_ = commands_of(project, given[0], "--model_name=plain", "--budget_ms=3")
     assert {"--search=uniform", "--gumbel_per_row", "--max_lr=2e-3"} <= set(uniform)
+    assert not any(flag.startswith("--tau_start") for flag in uniform)
     other = run(project, *given[:2], "--budget_ms=4")
     assert "my was begun with other flags (--model_name=my --budget_ms=3 " in one_line(other)
     for flag, message in [("--budget=3", "set --budget_ms or --budget_mflops"),
@@ -253,10 +254,12 @@ def test_scripts_need_no_permission_to_be_run_and_no_bash_in_front(project):
 
 
 def test_the_fast_recipe_searches_unless_an_architecture_is_given(project):
-    for given in ((), ("--architecture=search",), ("--architecture=adadad",), ("--init_from=a",)):
+    joint, uniform = {"--gumbel_per_row", "--tau_start=3"}, {"--gumbel_per_row"}
+    for given, search in (((), joint), (("--architecture=search",), joint),
+                          (("--search=uniform",), uniform), (("--architecture=adadad",), set()),
+                          (("--init_from=a",), set())):
         command, = commands_of(project, "recipes/fast.sh", "--epochs=2", *given)
-        searches = given in ((), ("--architecture=search",))
-        assert ("--gumbel_per_row" in command) == ("--tau_start=3" in command) == searches
+        assert joint & set(command) == search
         assert value_of(command, "epochs") == "2" and "--tie_embeddings" in command
 
 

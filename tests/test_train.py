@@ -158,6 +158,18 @@ def test_an_architecture_is_letters_a_finished_run_or_a_random_draw(run_train, s
     assert results["architecture"] == results["flags"]["architecture"] == found
 
 
+def test_a_uniform_search_chooses_no_architecture(run_train):
+    folder = run_train(search="uniform", max_steps=3)
+    assert results_of(folder)["architecture"] == "ss"
+    assert f"run python choose.py --run={Path('logs/supernet')}" in (
+        folder / "training_log.log").read_text()
+    run = TrainedRun(folder)
+    with pytest.raises(InputError, match="does not choose an architecture"):
+        run.architecture
+    with pytest.raises(InputError, match="no weights for ss"):
+        run.network("found")
+
+
 def test_fine_tuning_starts_from_the_weights_of_the_chosen_branches(run_train, search_run):
     run = TrainedRun(search_run)
     trained, _ = run.network()

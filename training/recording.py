@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import data_utils
-from layers import as_letters, letters
+from layers import SEARCH, as_letters, from_letters
 from support import files
 from support.checkpoints import Checkpoints
 from support.console import Console
@@ -189,15 +189,22 @@ class Recorder:
         files.write_json(path, results | scores | {"run_id": self._run_id})
         for split in SPLITS:
             self.say(f"{split:5}  {_line(results[split])}")
-        pi = [max(row) for row in results["pi"]]
-        kinds = [f"{letters()[letter]} ({largest:.2f})"
-                 for letter, largest in zip(results["architecture"], pi)]
-        self.say(f"architecture {results['architecture']} (most likely, pi): {', '.join(kinds)}")
+        self._say_architecture(results["architecture"], [max(row) for row in results["pi"]])
+        self.say(f"results in {path}")
+        self._file.write_waiting()
+
+    def _say_architecture(self, architecture: str, pi: list[float]):
+        """Reports the letters of an architecture and the largest pi of each block."""
+        names = from_letters(architecture)
+        if SEARCH in names:
+            self.say("a uniform search does not choose an architecture: run "
+                     f"python choose.py --run={self.folder}")
+            return
+        kinds = [f"{name} ({largest:.2f})" for name, largest in zip(names, pi)]
+        self.say(f"architecture {architecture} (most likely, pi): {', '.join(kinds)}")
         if undecided := sum(largest < 0.5 for largest in pi):
             self.say(f"the search is undecided: no layer type reaches a pi of 0.5 in "
                      f"{undecided} of {len(pi)} blocks")
-        self.say(f"results in {path}")
-        self._file.write_waiting()
 
     def close(self):
         """Closes all files."""

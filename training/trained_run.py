@@ -65,7 +65,7 @@ class TrainedRun:
         """The found architecture, a letter for each block, once the run has finished.
 
         Raises:
-          InputError: the run has not finished, or results.json is damaged.
+          InputError: the run has not finished, or is a uniform search; or results.json is damaged.
         """
         path = self.folder / "results.json"
         try:
@@ -74,6 +74,9 @@ class TrainedRun:
             raise InputError(f"{self.folder} has no results.json: it has not finished") from None
         if results["run_id"] != self._run_id:
             raise InputError(f"{path} belongs to another run")
+        if SEARCH in from_letters(results["architecture"]):
+            raise InputError(f"{self.folder} is a uniform search, which does not choose an "
+                             f"architecture: run python choose.py --run={self.folder}")
         return results["architecture"]
 
     def find_data(self, data_dir: str | Path | None = None) -> tuple[Path, dict]:
