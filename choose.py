@@ -1,6 +1,6 @@
 """Scores subnetworks of a search, and names the best ones within a budget.
 
-    python choose.py --run=logs/supernet --budget_ms=12
+    python choose.py --run=logs/supernet --budget_ms=5
 
 Nothing is trained: each subnetwork uses the weights of the search. Its time is the sum over its
 layers, whose times are measured on this machine. If the search contains more subnetworks than

@@ -239,7 +239,7 @@ class PARTransformerXL(keras.Model):
 
 
 class Block(keras.layers.Layer):
-    """One layer, or a mixture of all layer types (Mandava et al. 2020, section 3).
+    """One layer, or a mixture of several layer types (Mandava et al. 2020, section 3).
 
     Input, output, residuals and norms are float32; layers compute in the precision of the policy.
 

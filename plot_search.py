@@ -27,8 +27,8 @@ def define_flags():
     flags.DEFINE_string("attention", None, "draw the attention of --run on this text instead")
     cli.define_paths("compare", None, "the folders of runs scored by evaluate.py; networks are "
                      "grey if all their runs have random in their name")
-    cli.define_paths("searches", None, "with --compare, the folders of finished searches: the "
-                     "architectures they found are stars")
+    cli.define_paths("searches", None, "with --compare, the folders of finished searches, "
+                     "or of networks found otherwise: their architectures are stars")
 
 
 cli.begin(__name__, define_flags)
@@ -135,7 +135,7 @@ def draw_search(run: TrainedRun) -> list[Path]:
 
 
 def draw_attention(run: TrainedRun, text: str) -> list[Path]:
-    """Draws the attention of each block on a text. Returns the paths of the pictures.
+    """Draws the attention of each block that sees the whole memory. Returns the paths.
 
     Raises:
       InputError: the text is empty or too long, or no block attends.

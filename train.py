@@ -29,8 +29,8 @@ with cli.group("Network"):
     ARCHITECTURE = cli.define_path(
         "architecture", None,
         "search; a letter for each block of a fixed network, such as aaddid (attention, dense, "
-        "identity); random; or a finished run, logs/NAME, to use its architecture and "
-        "its sizes (default: search, or that of --init_from)")
+        "identity; l for local attention); random; or a finished run, logs/NAME, to use its "
+        "architecture and its sizes (default: search, or that of --init_from)")
     NUM_LAYERS = flags.DEFINE_integer(
         "num_layers", len(Settings.architecture), "L, blocks of a search or a random network",
         lower_bound=1)

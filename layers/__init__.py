@@ -16,7 +16,7 @@ KINDS: dict[str, type[Kind]] = {
     "identity": Identity,
     "local": LocalAttention,
 }
-SEARCH = "search"  # a block that mixes all layer types
+SEARCH = "search"  # a block that mixes the layer types of a search
 
 
 def letters() -> dict[str, str]:

@@ -34,9 +34,9 @@ with cli.quiet():
 
 
 def ranks(numbers: Sequence[float]) -> np.ndarray:
-    """The ranks of numbers [P]. Equal ones, as of aai and aia, share the mean of their ranks."""
+    """The ranks of numbers [P] minus their mean. Equal numbers, as of aai and aia, share a rank."""
     differences = np.sign(np.subtract.outer(numbers, numbers))  # [P, P]
-    return differences.sum(axis=1) / 2  # [P], centred
+    return differences.sum(axis=1) / 2  # [P]
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:

@@ -124,7 +124,8 @@ class Budget:
 
     def cheapest(self, kinds: Iterable[str]) -> str:
         """The layer type that takes the smallest part of the budget."""
-        return min(kinds, key=lambda kind: np.max(self._costs[kind] / abs(self._limits)))
+        limits = abs(self._limits)  # the softmax alone may exceed a limit: what is left is negative
+        return min(kinds, key=lambda kind: np.max(self._costs[kind] / limits))
 
 
 def evolve(score: Callable[[Sequence[Architecture]], np.ndarray],
