@@ -157,7 +157,7 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
     (project / "logs" / "compare_dd_1" / "results.json").unlink()  # it was killed
     assert commands_of(project, *several, *TINY_NET) == [alone[-4], *commands[-2:]]
     for variables, flag, message in [
-            ([], "--d_model=9", "logs holds a comparison with other flags (--num_layers=2 --d_model=8"),
+            ([], "--d_model=9", "logs holds a comparison with other flags (--num_layers=2 "),
             (["PICKS=3"], "--d_model=8", "PICKS takes letters"),
             (["SEEDS="], "--d_model=8", "SEEDS is empty"),
             ([], "--seed=3", "--seed=3: this script sets --seed itself"),
