@@ -86,6 +86,8 @@ def attention_figure(weights: np.ndarray, tokens: Sequence[str], seq_len: int, t
 BLACK = {"color": "black", "marker": "o", "s": 18, "zorder": 3}
 GREY = {"color": "0.65", "marker": "o", "s": 18, "zorder": 2}
 STAR = {"color": "black", "marker": "*", "s": 80, "zorder": 3}
+# Where a name may stand: the side of its point, and its height above it, in points.
+PLACES = [(side, height) for height in (3, -9, -3, 13, -19) for side in ("right", "left")]
 
 
 def front(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -122,18 +124,21 @@ def trade_off_figure(names: Sequence[str], groups: dict[str, tuple[np.ndarray, d
             shown = members & ~worse
             if shown.any():
                 axes.scatter(cost[shown], heights[shown], label=label, **style)
-            for number in np.flatnonzero(members):
-                _write_name(axes, cost[number], heights[number], names[number], style,
-                            losses[number] if worse[number] else None)
         if worse.any():
             axes.scatter(cost[worse], heights[worse], color="white", edgecolor="0.4", s=28,
                          marker="^", label="worse than shown", zorder=4)
         axes.set_xlabel(cost_name)
         axes.margins(x=0.2)  # room for the names
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-        axes.legend(fontsize=8)
     panels[0, 0].set_ylabel(loss_name)
     figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
+                  fontsize=8)
+    figure.draw_without_rendering()  # decides where the points are
+    texts = [name and f"{name} {loss:.3f}" if is_worse else name
+             for name, loss, is_worse in zip(names, losses, worse)]
+    for axes, cost in zip(panels.flat, costs.values()):
+        _write_names(axes, np.stack([cost, heights], axis=1), texts, groups)
     return figure
 
 
@@ -150,14 +155,38 @@ def _heights(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(worse, highest + 0.1 * (highest - best), losses), worse
 
 
-def _write_name(axes, x, y, name, style, loss):
-    """Writes the name of a network beside its point; with its loss, unless that is None."""
-    if name:
-        place, side = (-4, "right") if style is GREY else (4, "left")
-        text = name if loss is None else f"{name} {loss:.3f}"
-        axes.annotate(text, (x, y), xytext=(place, 3), ha=side, textcoords="offset points",
-                      fontsize=7, color="0.45" if style is GREY else "black",
-                      weight="bold" if style is STAR else "normal", parse_math=False)
+def _write_names(axes, points: np.ndarray, texts: Sequence[str],
+                 groups: dict[str, tuple[np.ndarray, dict]]):
+    """Writes texts beside their points [P, 2], each in the place where it covers the least."""
+    pixels = axes.transData.transform(points)  # [P, 2]
+    taken = np.hstack([pixels - 5, pixels + 5])  # [P, 4]: left, bottom, right, top
+    for members, style in groups.values():
+        for number in np.flatnonzero(members):
+            if not texts[number]:
+                continue
+            text = axes.annotate(
+                texts[number], points[number], (0, 0), textcoords="offset points", fontsize=7,
+                color="0.45" if style is GREY else "black",
+                weight="bold" if style is STAR else "normal", parse_math=False, in_layout=False)
+            boxes = np.stack([_move(text, *place) for place in PLACES])  # [places, 4]
+            covered = [_shared(box, taken).sum() - _shared(box, axes.bbox.extents[None]).sum()
+                       for box in boxes]
+            best = np.argmin(np.round(covered))
+            _move(text, *PLACES[best])
+            taken = np.vstack([taken, boxes[best]])
+
+
+def _move(text, side: str, height: int) -> np.ndarray:
+    """Moves a text to a side of its point. Returns its box in pixels: left, bottom, right, top."""
+    text.set(ha="left" if side == "right" else "right",
+             position=(5 if side == "right" else -5, height))
+    return text.get_window_extent().extents
+
+
+def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area that a box [4] shares with each of some others [N, 4]."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])  # [N, 2]
+    return np.prod(np.maximum(0, sides), axis=1)  # [N]
 
 
 def depth_figure(architectures: Sequence[str], losses: np.ndarray, dark: str, loss_name: str,

@@ -229,6 +229,22 @@ def test_a_network_far_worse_than_the_others_leaves_them_room():
     pyplot.close(figure)
 
 
+def test_names_of_a_crowd_do_not_overlap():
+    everyone = np.ones(8, bool)
+    losses = np.array([1.80, 1.801, 1.802, 1.80, 1.803, 1.86, 1.90, 1.85])
+    figure = pictures.trade_off_figure(
+        ["adadadadadad"] * 8, {"all": (everyone, pictures.BLACK)}, losses,
+        {"cost": np.array([10, 10.1, 10.2, 10.4, 10.1, 8, 20, 12])}, "loss", "")
+    figure.canvas.draw()
+    axes, = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 8
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+    pyplot.close(figure)
+
+
 def test_attention_is_dark_over_depth():
     networks = [{"architecture": letters, "bits_per_byte": bits, "text": ""}
                 for letters, bits in (("ladd", 1.401), ("dd", 1.5))]
