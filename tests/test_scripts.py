@@ -263,6 +263,13 @@ def test_the_fast_recipe_searches_unless_an_architecture_is_given(project):
         assert value_of(command, "epochs") == "2" and "--tie_embeddings" in command
 
 
+@pytest.mark.parametrize("name, first", [("find.sh", "Finds"), ("compare.sh", "Compares")])
+def test_recipes_of_several_trainings_explain_themselves(name, first, project):
+    done = run(project, "sh", f"recipes/{name}", "--epochs=2", "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"{first} ") and done.stderr == ""
+    assert "#" not in done.stdout.splitlines()[-1] and not (project / "logs").exists()
+
+
 def test_a_removed_folder_is_named_as_the_reason(project, tmp_path):
     (tmp_path / "gone").mkdir()
     remove = 'cd "$1"; rmdir "$1"; exec bash "$2"'
