@@ -54,8 +54,8 @@ def clusters_of(d_model: int, vocab_size: int, cutoffs: Sequence[int],
     """The head and the tails; InputError if the cutoffs do not rise or are out of range."""
     bounds = [0, *cutoffs, vocab_size]
     if any(first >= end for first, end in zip(bounds, bounds[1:])):
-        raise InputError(f"cutoffs {list(cutoffs)} must rise and lie below the vocabulary size "
-                         f"{vocab_size}; cutoffs.py finds the cheapest")
+        raise InputError(f"cutoffs {list(cutoffs)} must rise, from 1 or more, and lie below the "
+                         f"vocabulary size {vocab_size}; cutoffs.py finds the cheapest")
     widths = cluster_widths(len(cutoffs) + 1, d_model, proj_factor)
     return [Cluster(*each) for each in zip(bounds, bounds[1:], widths)]
 

@@ -31,7 +31,7 @@ class PARTransformerXL(keras.Model):
       vocab_size: V.
       architecture: `search` or a layer type of `KINDS` for each block; all `search` is the
         SuperNet.
-      kinds: the layer types that a searched block mixes, besides those of fixed blocks.
+      kinds: the layer types that a searched block mixes; it also mixes those of fixed blocks.
       d_model, num_heads, d_ffn, mem_len: see `Sizes`.
       dropout_rate: dropout of the output of each layer, before its residual connection.
       embedding_dropout: dropout of the embedded tokens.
@@ -56,10 +56,9 @@ class PARTransformerXL(keras.Model):
                  uniform: bool = False, trainable_tau: float | None = None, tau: float = 1.0,
                  static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        for kind in (*kinds, *architecture):
-            if kind not in (*KINDS, SEARCH):
-                choice = ", ".join(KINDS)
-                raise ValueError(f"unknown layer type '{kind}': choose from {choice}")
+        if unknown := {*kinds} - {*KINDS} or {*architecture} - {*KINDS, SEARCH}:
+            choice = ", ".join(KINDS)
+            raise ValueError(f"unknown layer type '{min(unknown)}': choose from {choice}")
         if d_model % num_heads:
             raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}")
         self.architecture, self.kinds = list(architecture), kinds_of(kinds, architecture)
@@ -70,7 +69,7 @@ class PARTransformerXL(keras.Model):
         clusters = [Cluster(0, vocab_size, d_model)]
         if tie_embeddings:
             clusters = clusters_of(d_model, vocab_size, cutoffs, proj_factor)
-        # Shared rows start smaller: as output weights, they add to biases, the log-frequencies.
+        # Shared rows start smaller: at the output, they add noise to the initial log-frequencies.
         stddev = 0.005 if tie_embeddings else 0.02  # measured, docs/cutoffs.md
         self.embedding = ClusterTable(clusters, d_model, stddev, name="embedding")
         self.embedding.build([None, None])  # this shape, and those below, are for summary()
@@ -169,7 +168,7 @@ class PARTransformerXL(keras.Model):
         """The scale of embeddings, sqrt(D).
 
         Adam moves each weight by about the learning rate. The output of a block sums D such moves,
-        but an entry of an embedding makes only one. Scaled by sqrt(D), embeddings learn as fast.
+        but an entry of an embedding makes only one. Scaled by sqrt(D), embeddings keep pace.
         """
         return self.sizes.d_model**0.5
 
@@ -216,7 +215,10 @@ class PARTransformerXL(keras.Model):
         return pi
 
     def most_likely(self) -> list[str]:
-        """The most probable layer type of each block; a uniform search does not learn it."""
+        """The most probable layer type of each block.
+
+        A uniform search does not learn it: its blocks remain `search`.
+        """
         if self.uniform:
             return list(self.architecture)
         return [self.kinds[kind] for kind in self.pi().argmax(axis=1)]
@@ -244,18 +246,19 @@ class Block(keras.layers.Layer):
     Input, output, residuals and norms are float32; layers compute in the precision of the policy.
 
     Args:
-      kinds: the layer types that it mixes, or one; and the place of the dropout of each, a number
-        that is unique in the network.
+      dropout_places: {layer type: the place of its dropout, a number unique in the network}. If
+        there are several layer types, the block mixes them.
       sizes: the sizes of its layers.
       dropout_rate: dropout of each branch, before its residual.
     """
 
-    def __init__(self, kinds: dict[str, int], sizes: Sizes, dropout_rate: float, **kwargs):
+    def __init__(self, dropout_places: dict[str, int], sizes: Sizes, dropout_rate: float,
+                 **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.dropout_places, self.dropout_rate = kinds, dropout_rate
+        self.dropout_places, self.dropout_rate = dropout_places, dropout_rate
         self.branches, self.norms = {}, {}
         with keras.name_scope(self.name):  # gives each weight of the network a unique path
-            for name in kinds:
+            for name in dropout_places:
                 self.branches[name] = KINDS[name](sizes, dtype=self.dtype_policy, name=name)
                 if KINDS[name].post_norm:
                     self.norms[name] = LayerNorm(sizes.d_model, name=f"{name}_norm")
@@ -338,8 +341,10 @@ class LayerNorm(keras.layers.Layer):
 
     def __init__(self, d_model: int, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.scale = self.add_weight(shape=[d_model], initializer="ones", name="scale")
-        self.offset = self.add_weight(shape=[d_model], initializer="zeros", name="offset")
+        self.scale = self.add_weight(
+            shape=[d_model], initializer="ones", autocast=False, name="scale")
+        self.offset = self.add_weight(
+            shape=[d_model], initializer="zeros", autocast=False, name="offset")
         self.built = True
 
     def call(self, x, weight=1.0):

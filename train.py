@@ -107,7 +107,7 @@ def main(_):
     with contextlib.closing(make_recorder(folder, config, data_dir, trainer.state)) as recorder:
         devices.check_agreement(
             strategy, trainer.step,
-            "see different checkpoints: logs/ must be a folder that all of them share")
+            "see different checkpoints: --logs_dir must be a folder that all of them share")
         if trainer.step > trainer.last_step:
             raise InputError(
                 f"{folder} is already at step {trainer.step:,}: --max_steps must be at least that")
@@ -248,7 +248,10 @@ def architecture(source: TrainedRun | None) -> list[str]:
     if text == SEARCH:
         return [SEARCH] * NUM_LAYERS.value
     if text == "random":
-        choice = [KINDS[kind].letter for kind in flags.FLAGS.kinds]
+        kinds = flags.FLAGS.kinds
+        if not kinds or not {*kinds} <= {*KINDS}:
+            raise InputError(f"--kinds={','.join(kinds)}: choose from {', '.join(KINDS)}")
+        choice = [KINDS[kind].letter for kind in kinds]
         text = "".join(np.random.default_rng(flags.FLAGS.seed).choice(choice, NUM_LAYERS.value))
     if not set(text) <= set(letters()):
         raise InputError(f"unknown architecture '{text}': use search, random, a letter for each "

@@ -55,7 +55,7 @@ def test_each_subnetwork_is_scored_as_the_network_with_only_these_layers(
 
 
 def test_the_choices_of_a_search_in_mixed_precision_are_scored():
-    """As in float32, to the precision of bfloat16."""
+    """As by the search itself, and as in float32, to the precision of bfloat16."""
     rng = np.random.default_rng(0)
     windows = [tf.constant(rng.integers(4, 30, [2, 9]), tf.int32) for _ in range(3)]
     losses = []
@@ -69,6 +69,13 @@ def test_the_choices_of_a_search_in_mixed_precision_are_scored():
         score = ChoiceScorer(search, windows)
         assert score.targets == 3 * 2 * 8
         losses.append(score(architectures(search)))
+        search.theta.assign(100 * np.eye(3)[[0, 1]])  # the mixture is attention, then dense
+        memory, total = search.empty_memory(2), 0.0
+        for number, window in enumerate(windows):
+            filled = filled_memory(search, window, number)
+            loss, memory = window_nll(search, window, memory, filled, tau=None)
+            total += float(tf.reduce_sum(loss))
+        assert losses[-1][1] == pytest.approx(total / score.targets, rel=1e-6)
     mixed, exact = losses
     assert mixed == pytest.approx(exact, rel=5e-3)
     assert len({*mixed, *exact}) == 2 * 9 - 1  # ii has nothing in bfloat16

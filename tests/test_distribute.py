@@ -177,7 +177,7 @@ def test_workers_with_different_checkpoints_are_refused(start, tmp_path):
         (tmp_path / name).mkdir()
     assert ends(start(1, "--max_steps=3", before="cd a")) == [(0, "")]
     message = ("error: the workers see different checkpoints: "
-               "logs/ must be a folder that all of them share")
+               "--logs_dir must be a folder that all of them share")
     processes = start(2, "--max_steps=9", before=f"if {IS_SECOND}; then cd b; else cd a; fi")
     assert ends(processes) == [(1, message)] * 2
 

@@ -56,9 +56,13 @@ def test_another_configuration_or_other_data_under_the_same_name_is_refused(
 @pytest.mark.parametrize("flags, message", [
     ({"cutoffs": [20, VOCAB_SIZE]}, f"cutoffs .* below the vocabulary size {VOCAB_SIZE}"),
     ({"cutoffs": [60, 20]}, "must rise"),
+    ({"cutoffs": [0, 20]}, "must rise, from 1 or more"),
     ({"architecture": "ada", "num_layers": 2},
      "--num_layers=2 has no effect: the architecture, ada, has 3 blocks"),
     ({"architecture": "pooling"}, "unknown architecture 'pooling'"),
+    ({"kinds": ["pooling"]}, "unknown layer type 'pooling'"),
+    ({"architecture": "random", "kinds": ["pooling"]}, "--kinds=pooling: choose from attention"),
+    ({"architecture": "random", "kinds": []}, "--kinds=: choose from attention"),
     ({"d_model": 10, "num_heads": 4}, "d_model=10 is not divisible by num_heads=4"),
     ({"search": "alternating", "warmup_steps": 4000},
      "--warmup_steps=4000 leaves none of the 420 steps"),

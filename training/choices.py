@@ -18,7 +18,7 @@ from training.scoring import real_targets
 Architecture = tuple[str, ...]  # the layer type of each block, L
 
 PARENTS, CHILDREN = 10, 50  # of a generation; as in Guo et al. 2019
-MUTATION = 0.1  # probability that a block of a child is drawn anew; the same
+MUTATION = 0.1  # probability that a mutation redraws a block; also as in Guo et al. 2019
 
 
 def num_architectures(model: PARTransformerXL) -> int:
@@ -95,8 +95,7 @@ class ChoiceScorer:
             T = x.shape[1]
             bias = score_bias(T, M, tf.minimum(window * T, M))  # [T, C]
             context = block.context(x, memory)  # [B, C, D]
-            one = tf.constant(1.0)  # Keras would cast a number
-            y = block.branch(kind, x, context, bias, weight=one)  # [B, T, D]
+            y = block.branch(kind, x, context, bias, weight=1.0)  # [B, T, D]
             return y, context[:, T:]  # [B, T, D], [B, M, D]
 
         return branch
