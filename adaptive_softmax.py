@@ -107,7 +107,7 @@ class AdaptiveSoftmax(keras.layers.Layer):
         self.built = True
 
     def get_config(self):
-        return {"name": self.name, **self._config}
+        return dict(self._config)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0],)
@@ -115,7 +115,8 @@ class AdaptiveSoftmax(keras.layers.Layer):
     def start_from(self, counts):
         """Sets the biases so that an untrained network predicts the unigram distribution.
 
-        Our choice, not the paper's: at a small learning rate it saves the first thousand steps.
+        With shared rows, which do not start at zero, it does so approximately. This is our choice,
+        not the paper's: at a small learning rate it saves the first thousand steps.
 
         Args:
           counts: occurrences of each id, [V]; one is added to each, so that no id is impossible.

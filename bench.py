@@ -159,16 +159,16 @@ def precisions() -> list[str]:
 
 
 def spread(times: list[float], tokens: int) -> dict:
-    """Milliseconds and speed of a measurement in seconds, repeated, that handles some tokens."""
+    """Milliseconds, median and range, and tokens per second, of times in seconds."""
     return {"ms_median": 1e3 * float(np.median(times)), "ms_min": 1e3 * min(times),
             "ms_max": 1e3 * max(times), "tokens_per_second": tokens / float(np.median(times))}
 
 
 def main(_):
-    device, jit_compile = devices.prepare(mixed_precision=False)
+    device, on_gpu = devices.prepare(mixed_precision=False)
     results = {"device": device}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), settings(), jit_compile)
+        bench = Bench(Path(folder), settings(), on_gpu)
         dtypes = precisions()
         for part in [ONLY.value] if ONLY.value else PARTS:
             print(f"measuring {part}", file=sys.stderr)
@@ -177,7 +177,7 @@ def main(_):
                 keras.config.set_dtype_policy(POLICIES[dtype])
                 results[part][dtype] = getattr(bench, part)()
     results["peak_memory_mib"] = peak_mebibytes()
-    if jit_compile:
+    if on_gpu:
         memory = tf.config.experimental.get_memory_info("GPU:0")
         results["peak_gpu_memory_mib"] = memory["peak"] / 2**20
     print(json.dumps(results, indent=2))

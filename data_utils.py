@@ -48,8 +48,8 @@ def token_blocks(text: Text, tokenizer: Tokenizer,
     """Tokenizes a text block by block, on all cores, in bounded memory.
 
     Yields:
-      The ids of a block, int32 [N], its number of words, of unknown characters, and of bytes in the
-      text, as `corpora.blocks` counts them.
+      The ids of a block, int32 [N]; its numbers of words and of unknown characters; and its bytes
+      in the text, as `corpora.blocks` counts them.
     """
     tf = cli.tensorflow()
     blocks = tf.data.Dataset.from_generator(
@@ -61,7 +61,7 @@ def token_blocks(text: Text, tokenizer: Tokenizer,
 
 
 class Stream:
-    """The tokens of a text in a file, int32 [N], read when they are indexed.
+    """The tokens of a text, int32 [N], kept in a file that is read when they are indexed.
 
     Attributes:
       words, unknown_characters, bytes: of the text, see `token_blocks`.
@@ -274,7 +274,7 @@ def read_metadata(data_dir: Path) -> dict:
         metadata = files.read_json(data_dir / "metadata.json", METADATA)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"no data in {data_dir.resolve()}: run ./make_data.sh first, "
-                         "or choose their folder with --data_dir") from None
+                         "or give the folder of the data with --data_dir") from None
     except InputError as error:
         raise InputError(f"{error}: delete {data_dir} and run ./make_data.sh again") from None
     sha256 = metadata["sha256"]
@@ -378,7 +378,7 @@ def define_flags():
     flags.DEFINE_float("valid_fraction", own_text.HELD_OUT, "share of your own text for "
                        "validation, if it has no splits", lower_bound=0, upper_bound=1)
     flags.DEFINE_float("test_fraction", own_text.HELD_OUT, "share of your own text for the "
-                       "test split, if it has none", lower_bound=0, upper_bound=1)
+                       "test split, if it has no splits", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum("model_type", "unigram", tokenization.MODEL_TYPES, "SentencePiece's type of "
                       "tokenizer; char keeps white space and, with --add_eos, line ends")
     flags.DEFINE_integer("vocab_size", None, "number of pieces (default: 12,000; all for char "
@@ -431,7 +431,7 @@ def main(_):
     if input_text or input_dir:
         refused["your own text is the corpus"] = ["corpus"]
     if not input_text and (not input_dir or own_text.has_splits(input_dir)):
-        refused["the corpus has its splits"] = ["valid_fraction", "test_fraction"]
+        refused["the corpus already has splits"] = ["valid_fraction", "test_fraction"]
     for reason, names in refused.items():
         if given := [f"--{name}" for name in names if FLAGS[name].present]:
             raise InputError(f"{reason}: omit {' and '.join(given)}")

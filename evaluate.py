@@ -174,9 +174,10 @@ def read_evaluations(folders: list[Path]) -> list[dict]:
 def means(reports: list[dict]) -> list[dict]:
     """The mean evaluation of each network, the lowest bits per byte first.
 
-    Runs trained alone are one network if they differ only in their seeds and in the places of
-    identity. Subnetworks are one per search. Evaluations measured on another text or device, or
-    with other windows or memories, are kept apart. The spread is the range of the bits per byte.
+    Runs trained alone are one network if they have the same layers, identity aside, and as many
+    parameters, however they were trained. Subnetworks are one per search. Evaluations measured on
+    another text or device, or with other windows or memories, are kept apart. The spread is the
+    range of the bits per byte.
     """
     alike = {}
     for report in reports:

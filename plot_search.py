@@ -6,8 +6,8 @@
 
 A search is drawn as an animation of pi over training, and a picture of its end. A comparison shows
 quality over cost, and the layers over depth, for the networks that evaluate.py has scored on the
-validation split. Runs of the same network, with other seeds or with identity in other places, are
-one point and one row.
+validation split. Runs with the same layers, identity aside, and as many parameters are one point
+and one row.
 
 L blocks, K layer types, S recorded steps.
 """
@@ -50,7 +50,7 @@ MOST_TOKENS = 80
 
 
 class SearchFigure:
-    """pi at one step above the curves of the whole search, which mark this step.
+    """A heat map of pi at one step, above curves of the whole search that mark this step.
 
     Args:
       run: a search.
@@ -143,7 +143,7 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
     length = len(run.language_model.encode(text)[0])
     if length > MOST_TOKENS:
         raise InputError(f"the text has {length} tokens: at most {MOST_TOKENS} can be drawn")
-    weights, tokens = run.language_model.attention(text)  # [A, H, N, M + N]
+    weights, tokens = run.language_model.attention(text)  # [attending blocks, H, N, M + N]
     if not weights.size:
         raise InputError("there is no attention to draw: the text is empty, or no block attends")
     blocks = run.language_model.model.blocks
@@ -160,7 +160,7 @@ def draw_attention(run: TrainedRun, text: str) -> list[Path]:
 
 def table(networks: list[dict]) -> str:
     """One line per network of `means`."""
-    lines = ["bits per byte  spread  scores  word perplexity  parameters  MFLOPs per token  "
+    lines = ["bits per byte  spread    runs  word perplexity  parameters  MFLOPs per token  "
              "ms per window  B x T + M      architecture"]
     for each in networks:
         lines.append(

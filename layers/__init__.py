@@ -49,7 +49,7 @@ def kinds_of(searched: Sequence[str], architecture: Sequence[str]) -> list[str]:
     """The layer types of a network in the order of `KINDS`, which is that of pi.
 
     Args:
-      searched: the layer types that a search weighs.
+      searched: the layer types that a search is given.
       architecture: the layer type of each block, or `search`.
     """
     return [kind for kind in KINDS if kind in {*searched, *architecture}]

@@ -10,7 +10,7 @@ from layers.kind import Kind, Sizes
 from layers.ops import linear
 
 MASKED = -1e9  # added to the scores of masked positions
-REACH = 32  # positions that local attention sees; ours
+REACH = 32  # positions that local attention sees; our choice
 
 
 def score_bias(seq_len: int, mem_len: int, filled):
@@ -94,7 +94,7 @@ class RelativeAttention(Kind):
         """`attend`, given the keys and values of the context, [B, C, 2 D]."""
         B, T, D = x.shape
         H, C = self.sizes.num_heads, key_value.shape[1]
-        scale = (D // H) ** -0.5  # of the scores; applied to the weights, which have fewer elements
+        scale = (D // H) ** -0.5  # of the scores; applied to kernel and biases, which are smaller
         u = tf.reshape(self.content_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         v = tf.reshape(self.position_bias * scale, [H, 1, 1, D // H])  # [H, 1, 1, D/H]
         query = tf.reshape(linear(x, self.query * scale), [B, T, H, D // H])  # [B, T, H, D/H]
@@ -124,14 +124,14 @@ class RelativeAttention(Kind):
 
 
 class LocalAttention(RelativeAttention):
-    """Attention to the last R = `REACH` positions, the own one included.
+    """Attention to the last R = `REACH` positions, including the position itself.
 
-    A window is cut into P parts of W positions, at most R. Each part attends to itself and to the R
-    positions before it, so that the cost per position does not grow with T or M.
+    A window is cut into P parts of W = min(R, T) positions. Each part attends to itself and to the
+    R positions before it, so that the cost per position does not grow with T or M.
     """
 
     letter = "l"
-    attends = False  # its weights are those of parts
+    attends = False  # its weights are [H, B P, W, R + W], not [H, B, T, C]
 
     def call(self, x, context, bias):
         """As for `RelativeAttention`."""

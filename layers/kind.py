@@ -30,7 +30,8 @@ class Kind(keras.layers.Layer):
 
     Attributes:
       letter: stands for this layer type in an architecture such as `aaddid`.
-      post_norm: the block computes LayerNorm(x + Dropout(layer(x))) instead of layer(x).
+      post_norm: the block computes LayerNorm(x + Dropout(layer(x))). If false, it computes
+        layer(x) in float32, and the layer cannot need memory.
       needs_memory: the layer depends on other positions and is called with (x, context, bias):
         `context` [B, C, D] is the memory followed by x; `bias` [T, C] is 0 if position i may see
         position j, and -1e9 if j comes later or holds no token. Without memory, the layer is called

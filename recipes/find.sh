@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Finds a network for a budget and trains it. Trains a search on randomly drawn layers for one epoch, scores subnetworks within the budget,
-# and takes the best eight of them. Trains these from scratch for a quarter of the steps, the better four for half, and the best one for
+# and takes the best eight of them. Trains these from scratch for a quarter of the steps, the best four for half, and the best one for
 # all (successive halving, Jamieson & Talwalkar 2016): the work of five trainings. To resume, repeat the command.
 #   recipes/find.sh --budget_ms=5                                   # of the layers, for the forward pass of a window, on this machine
 #   recipes/find.sh --budget_mflops=2 --model_name=small --epochs=4 # per token; 4 epochs for the best one

@@ -17,8 +17,9 @@ from support.errors import InputError
 
 def define_flags():
     cli.define_path("search", None, "the folder of a search", required=True)
-    cli.define_paths("run", None, "the folders of fixed networks with as many blocks, identity "
-                     "included, and any seeds", required=True)
+    cli.define_paths("run", None, "the folders of fixed networks with as many blocks as the "
+                     "search, identity included; runs of the same network are averaged",
+                     required=True)
     flags.DEFINE_integer("num_windows", 40, "windows of the validation split to score",
                          lower_bound=1)
 

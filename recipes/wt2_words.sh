@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # WikiText-2 by words, the task of the published tables: 33,278 different tokens with [EOS], none unknown, case kept. Its perplexity
-# compares with theirs (docs/results.md). A search takes hours on two cores; --architecture=adadad trains the network of that page.
+# can be compared with theirs (docs/results.md). A search takes hours on two cores; --architecture=adadad trains the network of that page.
 # Later flags win.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"

@@ -65,7 +65,7 @@ class Checkpoints:
             return f"{error.filename}: {error.strerror}"
 
     def save(self, state: tf.train.Checkpoint, step: int):
-        """Writes a checkpoint, replaces an earlier one of the same step, and removes the oldest.
+        """Writes a checkpoint, replaces one of the same step, and removes those not to be kept.
 
         Raises:
           OSError: it cannot be written; earlier checkpoints are unchanged.
@@ -137,7 +137,10 @@ class Checkpoints:
                     replaced.rename(replaced.with_suffix(""))
 
     def _superfluous(self, step: int) -> list[int]:
-        """The steps to remove after that of `step`: the oldest; later ones, damaged or lost."""
+        """The steps to remove once `step` is saved: the oldest beyond `keep`, and all later ones.
+
+        Later ones are damaged, or of steps that were lost when the run resumed before them.
+        """
         steps = self.steps()
         last = steps.index(step) + 1
         return steps[:max(0, last - self._keep)] + steps[last:]

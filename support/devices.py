@@ -77,6 +77,7 @@ def strategy(distribute: str) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     try:
         workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+        # The sum fails if the task or the workers are missing or of the wrong type.
         tf.distribute.cluster_resolver.TFConfigClusterResolver().task_id + len(workers)
     except (KeyError, TypeError, ValueError):
         raise InputError(

@@ -1,9 +1,10 @@
 # Sourced by the shell scripts: `use_python FILE...` sets PYTHON to an interpreter that meets the requirement files.
 #
 # It uses python3 if that has the packages (Colab), otherwise .venv. It installs what is missing once:
-#   * into the environment of python3, on Colab or if an active virtual environment has TensorFlow;
-#   * otherwise into .venv. If python3 has a suitable TensorFlow (a container, conda, a cluster's module), .venv sees it.
-# Installed packages never change.
+#   * into .venv if that exists;
+#   * else into the environment of python3, on Colab or if an active virtual environment has TensorFlow;
+#   * else into a new .venv. If python3 has a suitable TensorFlow (a container, conda, a cluster's module), .venv sees it.
+# Packages outside .venv never change.
 
 set -euo pipefail
 unset CDPATH PYTHONSAFEPATH # cd would print the folder; Python would not find the modules next to a program
@@ -95,7 +96,7 @@ install() { # requirements, one a line
     "$PYTHON" -m pip install -r /dev/stdin <<<"$1"
     return
   fi
-  # Nothing installed may change. tensorflow-text would replace TensorFlow, so its dependencies are left out.
+  # Nothing outside .venv may change. tensorflow-text would replace TensorFlow, so its dependencies are left out.
   local constraints name options
   constraints=$(kept "$1") || return
   while read -r name; do

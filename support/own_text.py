@@ -8,7 +8,7 @@ from support.corpora import SPLITS, Corpus, Part, Text, next_break, whole_file
 from support.errors import InputError, printable
 
 HELD_OUT = 0.05  # default share of validation, and of test
-# The names of each split, in any case.
+# The names of each split, in upper or lower case.
 WORDS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
 ANY_WORD = re.compile(rf"(?<![a-z])({'|'.join(WORDS.values())}|training|testing|eval)(?![a-z])")
 

@@ -72,7 +72,7 @@ class TokenizerSettings:
     vocab_size: int | None = None
     # nfkc_cf folds case, nfkc keeps it, identity changes no character
     normalization_rule_name: str = "nfkc_cf"
-    # share of characters that get a piece, the rarest others become bytes; None: 0.9995
+    # share of the text's characters that get a piece, the others become bytes; None: 0.9995
     # (SentencePiece's default), 1 for char and word
     character_coverage: float | None = None
 
@@ -177,8 +177,8 @@ class Tokenizer:
       vocab_size: V.
       vocabulary: the content of a .vocab file: a line per piece, with its score.
       has_bytes: whether other characters become bytes. If not, they are unknown and counted.
-      keeps_white_space: whether white space is unchanged. If not, a run of white space becomes one
-        space, and none at the ends of a line.
+      keeps_white_space: whether white space is unchanged. If not, a run of it becomes one space,
+        and white space at the ends of a line is dropped.
       sentencepiece: tensorflow-text's tokenizer, part of a SavedModel.
 
     Raises:

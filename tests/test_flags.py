@@ -28,7 +28,7 @@ TRAIN = dict(
         ["search", "random", "ad", "iii", "sds"], ["", "x", "A", "a d", ".", "no/such/run"]),
     init_from=([], [".", "no/such/run"]),
     num_layers=(["1", "2", "3"], NO_SIZE),
-    kinds=(["attention,dense,identity", "identity", "dense,local"], ["", "x", "dense,"]),
+    kinds=(["attention,dense,identity", "identity", "dense,local"], ["", "x", "dense,", "search"]),
     d_model=(["1", "4", "6"], NO_SIZE),
     num_heads=(["1", "2", "4"], NO_SIZE),
     d_ffn=(["1", "5"], NO_SIZE),

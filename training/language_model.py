@@ -46,7 +46,9 @@ class LanguageModel:
         return ids.numpy(), int(unknown)
 
     def log_prob(self, text: str) -> tuple[list[str], np.ndarray]:
-        """The log-probability of each token of a text of any length, given all tokens before it.
+        """The log-probability of each token of a text of any length, given the tokens before it.
+
+        The network sees these as far back as its memory reaches.
 
         Returns:
           The text of each token, N; and its log-probability, float32 [N], in nats. The first token
@@ -91,13 +93,13 @@ class LanguageModel:
         window, and to the M tokens before that window.
 
         Returns:
-          Weights [A, H, N, M + N], for the blocks that attend; along the last axis, the memory
-          before the text, which is empty, and then the text; and the text of each token, N.
+          Weights, [attending blocks, H, N, M + N]: the last axis is the memory before the text,
+          which is empty, then the text. And the text of each token, N.
         """
         ids, _ = self.encode(text)
         M, T, N = self.model.sizes.mem_len, self._seq_len, len(ids)
-        A = sum(block.attends for block in self.model.blocks)
-        weights = np.zeros([A, self.model.sizes.num_heads, N, M + N], np.float32)
+        attending = sum(block.attends for block in self.model.blocks)
+        weights = np.zeros([attending, self.model.sizes.num_heads, N, M + N], np.float32)
         memory = self.model.empty_memory(1)  # [blocks with memory, 1, M, D]
         for start in range(0, N, T):
             window = tf.constant(ids[None, start:start + T])  # [1, T], the last one shorter
@@ -120,7 +122,7 @@ class LanguageModel:
         return self.tokenizer.tokenize(text, self._add_eos)[0]
 
     def token_nll(self, ids, tau=None):
-        """The negative log-likelihood of each id but the first, given all ids before it.
+        """The negative log-likelihood of each id but the first, given the ids before it.
 
         For ids [N], it is float32 [N - 1], in nats. `tau` is the temperature of the mixtures; None
         for the network's own.

@@ -29,7 +29,7 @@ from training.scoring import finite
 from training.settings import Settings
 from training.trained_run import read_config
 
-# Flags that may change when a run is resumed: they change neither weights nor schedules.
+# Flags that may change when a run is resumed: no schedule changes, and weights by rounding only.
 FREE_FLAGS = ("data_dir", "max_steps", "logs_dir", "log_every", "save_every", "distribute",
               "accumulate", "steps_per_execution")
 CHECKPOINTS_KEPT = 3
@@ -117,9 +117,9 @@ class Recorder:
         self._events[split].record(step, summary_values("scalars", numbers))
 
     def pi(self, step: int, kinds: list[str], pi: np.ndarray):
-        """Writes pi [L, K] to TensorBoard: expected blocks of each layer type, and mean entropy.
+        """Writes pi [L, K] for plot_search.py.
 
-        plot_search.py reads pi itself.
+        TensorBoard shows the expected number of blocks of each layer type, and the mean entropy.
         """
         self._events["train"].record(step, summary_values("pi", {"pi/all": np.float32(pi)}))
         values = {f"pi/{kind}_blocks": number for kind, number in zip(kinds, pi.sum(axis=0))}
@@ -301,8 +301,8 @@ def _checked_same(folder: Path, now: dict) -> dict:
             if name not in FREE_FLAGS and old != value:
                 differences.append(f"{name}: {old} before, {value} now")
     if differences:
-        raise InputError(f"{folder} is a run of another configuration ({'; '.join(differences)}): "
-                         "choose another --model_name")
+        raise InputError(f"{folder} holds a run of another configuration "
+                         f"({'; '.join(differences)}): choose another --model_name")
     return before
 
 

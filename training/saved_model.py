@@ -11,7 +11,7 @@ def signatures(language_model: LanguageModel, dtype: tf.DType) -> tuple[tf.Modul
     """The module to save and its functions: `score` and `generate`.
 
     The texts of a batch are processed one after another, so none affects another. The module stores
-    weights as `dtype`, and computes in float32.
+    weights as `dtype` and casts them to float32; layers compute in the precision of the network.
     """
     model, module = language_model.model, tf.Module()
     module.sentencepiece = language_model.tokenizer.sentencepiece

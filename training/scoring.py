@@ -47,7 +47,7 @@ class Score:
 
     nll: float = 0.0  # summed over the tokens, in nats
     targets: int = 0  # tokens predicted
-    seconds: list[float] = field(default_factory=list)  # of each window, its mean in an execution
+    seconds: list[float] = field(default_factory=list)  # of each window: the mean in its execution
 
 
 class Evaluator:

@@ -1,7 +1,7 @@
 """Trains and evaluates a network.
 
 B batch, T sequence length, M memory length, A blocks that need memory, D model width, K layer
-types, W windows of one execution.
+types, W windows of one execution, R replicas.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ class Trainer:
                 "train the architecture")
 
     def _initial_network(self) -> PARTransformerXL:
-        """The network before the first step; it predicts unigram frequencies."""
+        """The network before the first step; it predicts about the unigram frequencies."""
         with SEEDED:  # not keras.utils.set_random_seed, which frees resources of TensorFlow
             random.seed(self.settings.seed)
             model = build_network(
@@ -135,7 +135,7 @@ class Trainer:
         """The content of a checkpoint, before the first step."""
         empty_memory = self.model.empty_memory(self.metadata["batch_size"])  # [A, B, M, D]
         with tf.device("CPU:0"):  # not on the replicas, which hold the memory of their own rows
-            memory = tf.Variable(tf.cast(empty_memory, tf.float32))  # in any precision
+            memory = tf.Variable(tf.cast(empty_memory, tf.float32))  # whatever the precision
         optimizers = {name: by_path(optimizer.variables)
                       for name, (optimizer, _) in self._groups.items()}
         return tf.train.Checkpoint(

@@ -33,7 +33,8 @@ class Writer:
         Args:
           prompt: at least one id.
           num_tokens: the number of ids to yield.
-          seed, temperature, top_k, top_p: of the random numbers, and of `draw`.
+          seed: of the random numbers.
+          temperature, top_k, top_p: see `draw`.
 
         Raises:
           InputError: an argument is out of its range.
@@ -61,7 +62,7 @@ class Writer:
 
 
 def ranges(num_tokens, seed, temperature, top_k, top_p) -> dict:
-    """{the range of an argument of `Writer.write`: whether it is met}, for numbers or tensors."""
+    """{what an argument of `Writer.write` must be: whether it is}, for numbers or tensors."""
     return {
         "num_tokens must be 1 or more": num_tokens >= 1,
         "seed must be 0 or more, and below 2^31": (seed >= 0) & (seed <= 2**31 - 1),
