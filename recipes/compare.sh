@@ -14,7 +14,7 @@ picks=${PICKS-iddaaa aaaidi ddiidd diaiia didaii iaaiad aaddda aaaidd adiddi iid
 logs=logs layers=6
 for flag in "$@"; do
   case $flag in
-    --help) sed -n '2,/^\[/s/^# //p' "$0" && exit ;;
+    --help) sed -n '2,/^\[/s/^# //p' "$0"; exit ;;
     --logs_dir=*) logs=${flag#*=} ;;
     --seed* | --latency_weight* | --architecture* | --model_name*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --num_layers=*) layers=${flag#*=} ;;

@@ -19,7 +19,7 @@ for flag in "$@"; do
     --search=*) search=$flag ;;
     --search_*=*) of_search+=("--${flag#--search_}") ;;
     --kinds=* | --num_layers=* | --*gumbel_per_row* | --arch_* | --*tau_* | --latency_weight=* | --*straight_through*) of_search+=("$flag") ;;
-    --help) sed -n '2,/^\[/s/^# //p' "$0" && exit ;;
+    --help) sed -n '2,/^\[/s/^# //p' "$0"; exit ;;
     --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --*=* | --no*) training+=("$flag") ;;
     *) fail "$flag: write --name=value here" ;;
