@@ -12,6 +12,7 @@ and one row.
 L blocks, K layer types, S recorded steps.
 """
 
+import collections
 import io
 from pathlib import Path
 
@@ -172,6 +173,15 @@ def table(networks: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def names(networks: list[dict]) -> list[str]:
+    """The architecture of each network, with its parameters if its layers have several widths."""
+    letters = [network["architecture"] for network in networks]
+    parameters = [network["parameters"] for network in networks]
+    widths = collections.Counter(name for name, _ in set(zip(letters, parameters)))
+    return [f"{name} {number / 1e6:.2f}M" if widths[name] > 1 else name
+            for name, number in zip(letters, parameters)]
+
+
 def comparison_figure(networks: list[dict], found: set[str]):
     """The figure of bits per byte over time and over FLOPs.
 
@@ -185,7 +195,7 @@ def comparison_figure(networks: list[dict], found: set[str]):
     columns = {name: np.array([network[name] for network in networks])
                for name in ("bits_per_byte", "ms", "flops_per_token")}
     return pictures.trade_off_figure(
-        [network["architecture"] for network in networks],
+        names(networks),
         {"found by a search": (star, pictures.STAR), "random": (grey, pictures.GREY),
          "others": (~star & ~grey, pictures.BLACK)},
         columns["bits_per_byte"],

@@ -245,6 +245,12 @@ def test_names_of_a_crowd_do_not_overlap():
     pyplot.close(figure)
 
 
+def test_equal_layers_of_several_widths_are_named_by_their_parameters():
+    networks = [{"architecture": letters, "parameters": parameters} for letters, parameters in (
+        ("ad", 1_250_925), ("dd", 1_000_000), ("ad", 1_908_845), ("dd", 1_000_000))]
+    assert plot_search.names(networks) == ["ad 1.25M", "dd", "ad 1.91M", "dd"]
+
+
 def test_attention_is_dark_over_depth():
     networks = [{"architecture": letters, "bits_per_byte": bits, "text": ""}
                 for letters, bits in (("ladd", 1.401), ("dd", 1.5))]
