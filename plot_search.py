@@ -174,7 +174,7 @@ def table(networks: list[dict]) -> str:
 
 
 def names(networks: list[dict]) -> list[str]:
-    """The architecture of each network, with its parameters if its layers have several widths."""
+    """The architecture of each network, and its parameters if its layers have several sizes."""
     letters = [network["architecture"] for network in networks]
     parameters = [network["parameters"] for network in networks]
     widths = collections.Counter(name for name, _ in set(zip(letters, parameters)))
