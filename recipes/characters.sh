@@ -7,6 +7,7 @@
 # More flags go to train.py and override those below.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
+explain "$@"
 case ${1-} in
   enwik8) tokens="--vocab_size=512 --add_eos" ;;
   text8) tokens= ;;
@@ -22,7 +23,6 @@ exec "$PYTHON" "$project/train.py" \
   --model_name="$corpus" \
   --num_layers=24 --d_model=512 --num_heads=8 --d_ffn=2048 --mem_len=512 --dropout_rate=0.1 \
   --cutoffs= \
-  --opt_name=adam --clipnorm=0.25 --max_lr=2.5e-4 --warmup_steps=0 --epochs=50 \
-  --tau_start=1.0 --tau_end=0.1 \
+  --clipnorm=0.25 --max_lr=2.5e-4 --warmup_steps=0 --epochs=50 \
   --mixed_precision \
   "$@"

@@ -7,6 +7,7 @@
 # A smaller comparison: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
+explain "$@"
 use_python "$project/requirements.txt"
 seeds=${SEEDS-0 1} prices=${PRICES-0.002 0.005 0.01 0.02 0.05} # nats per millisecond
 picks=${PICKS-iddaaa aaaidi ddiidd diaiia didaii iaaiad aaddda aaaidd adiddi iidiid} # drawn by numpy.random.default_rng(0)
@@ -14,7 +15,6 @@ picks=${PICKS-iddaaa aaaidi ddiidd diaiia didaii iaaiad aaddda aaaidd adiddi iid
 logs=logs layers=6
 for flag in "$@"; do
   case $flag in
-    --help) sed -n '2,/^\[/s/^# //p' "$0"; exit ;;
     --logs_dir=*) logs=${flag#*=} ;;
     --seed* | --latency_weight* | --architecture* | --model_name*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --num_layers=*) layers=${flag#*=} ;;
@@ -30,7 +30,7 @@ esac
 case $picks in *[!a-z\ ]*) fail "PICKS takes letters of blocks, such as PICKS=\"iddaaa aaaidi\"" ;; esac
 
 mkdir -p "$logs"
-if [ -e "$logs/compare_flags" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
+if [ -d "$logs/compare_search_0_$first_seed" ] && [ "$*" != "$(cat "$logs/compare_flags")" ]; then
   fail "$logs holds a comparison with other flags ($(cat "$logs/compare_flags")): choose another --logs_dir"
 fi
 echo "$*" >"$logs/compare_flags"

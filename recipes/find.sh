@@ -9,6 +9,7 @@
 # so on.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
+explain "$@"
 use_python "$project/requirements.txt"
 name=find epochs=2 search=--search=uniform of_search=(--epochs=1) training=(--logs_dir=logs) budget=()
 for flag in "$@"; do
@@ -19,7 +20,6 @@ for flag in "$@"; do
     --search=*) search=$flag ;;
     --search_*=*) of_search+=("--${flag#--search_}") ;;
     --kinds=* | --num_layers=* | --*gumbel_per_row* | --arch_* | --*tau_* | --latency_weight=* | --*straight_through*) of_search+=("$flag") ;;
-    --help) sed -n '2,/^\[/s/^# //p' "$0"; exit ;;
     --architecture* | --init_from* | --logs_dir*) fail "$flag: this script sets ${flag%%=*} itself" ;;
     --*=* | --no*) training+=("$flag") ;;
     *) fail "$flag: write --name=value here" ;;
@@ -28,7 +28,7 @@ done
 [[ "$*" == *--budget_* ]] || fail "set --budget_ms or --budget_mflops"
 run=logs/$name
 mkdir -p logs
-if [ -e "${run}_flags" ] && [ "$*" != "$(cat "${run}_flags")" ]; then
+if [ -d "${run}_search" ] && [ "$*" != "$(cat "${run}_flags")" ]; then
   fail "$name was begun with other flags ($(cat "${run}_flags")): choose another --model_name"
 fi
 echo "$*" >"${run}_flags"

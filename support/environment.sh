@@ -1,4 +1,4 @@
-# Sourced by the shell scripts: `use_python FILE...` sets PYTHON to an interpreter that meets the requirement files.
+# Sourced by the shell scripts. `use_python FILE...` sets PYTHON to an interpreter that meets the requirement files.
 #
 # It uses python3 if that has the packages (Colab), otherwise .venv. It installs what is missing once:
 #   * into .venv if that exists;
@@ -16,6 +16,10 @@ fail() {
 
 pwd -P >/dev/null 2>&1 || fail "the current folder has been removed: change to one that exists"
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+
+explain() { # flags; if --help is one of them, prints the comment at the top of the script and exits
+  case " $* " in *" --help "*) sed -n '2,/^\[/s/^# //p' "$0"; exit ;; esac
+}
 
 missing() { # interpreter, requirement files; fails if the interpreter does
   "$1" "$project/support/missing_packages.py" "${@:2}" 2>/dev/null

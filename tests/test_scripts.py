@@ -191,6 +191,9 @@ def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
     assert not any(flag.startswith("--tau_start") for flag in uniform)
     other = run(project, *given[:2], "--budget_ms=4")
     assert "my was begun with other flags (--model_name=my --budget_ms=3 " in one_line(other)
+    shutil.rmtree(project / "logs" / "my_search")  # as if a mistyped flag had stopped the search
+    search, *_ = commands_of(project, *given[:2], "--budget_ms=4")
+    assert "--model_name=my_search" in search
     for flag, message in [("--budget=3", "set --budget_ms or --budget_mflops"),
                           ("--init_from=a", "this script sets --init_from itself"),
                           ("--epochs", "write --name=value here")]:
@@ -256,18 +259,24 @@ def test_scripts_need_no_permission_to_be_run_and_no_bash_in_front(project):
 def test_the_fast_recipe_searches_unless_an_architecture_is_given(project):
     joint, uniform = {"--gumbel_per_row", "--tau_start=3"}, {"--gumbel_per_row"}
     for given, search in (((), joint), (("--architecture=search",), joint),
+                          (("--init_from=a", "--architecture=search"), joint),
+                          (("--architecture=search", "--init_from=a"), joint),
                           (("--search=uniform",), uniform), (("--architecture=adadad",), set()),
                           (("--init_from=a",), set())):
         command, = commands_of(project, "recipes/fast.sh", "--epochs=2", *given)
         assert joint & set(command) == search
         assert value_of(command, "epochs") == "2" and "--tie_embeddings" in command
+    done = run(project, "recipes/fast.sh", "--architecture", "adadad")
+    assert "--architecture: write --architecture=value here" in one_line(done)
 
 
-@pytest.mark.parametrize("name, first", [("find.sh", "Finds"), ("compare.sh", "Compares")])
-def test_recipes_of_several_trainings_explain_themselves(name, first, project):
+@pytest.mark.parametrize("name", [recipe.split()[0] for recipe in RECIPES])
+def test_recipes_explain_themselves_and_do_nothing_else(name, project):
     done = run(project, "sh", f"recipes/{name}", "--epochs=2", "--help")
-    assert done.returncode == 0 and done.stdout.startswith(f"{first} ") and done.stderr == ""
-    assert "#" not in done.stdout.splitlines()[-1] and not (project / "logs").exists()
+    _, *comment = (project / "recipes" / name).read_text().split("\n[")[0].splitlines()
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.splitlines() == [line.removeprefix("# ") for line in comment]
+    assert not (project / "logs").exists() and not (project / "data").exists()
 
 
 def test_a_removed_folder_is_named_as_the_reason(project, tmp_path):
