@@ -81,7 +81,8 @@ def main(_):
     if saved != run.flags["architecture"]:
         print("these layers were trained within the mixture, so expect a higher loss; "
               "to train them alone: "
-              f"./train.sh --model_name=found --architecture={saved} --init_from={run.folder}",
+              f"./train.sh --model_name={run.folder.name}_{saved} --architecture={saved} "
+              f"--init_from={run.folder}",
               file=sys.stderr)
 
 

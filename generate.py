@@ -25,7 +25,7 @@ def define_flags():
     flags.DEFINE_integer("top_k", 0, "sample from the k most likely tokens; 0: from all",
                          lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "sample from the most likely tokens whose probabilities add "
-                       "up to p", lower_bound=0, upper_bound=1)
+                       "up to p", lower_bound=1e-6, upper_bound=1)
     flags.DEFINE_integer("num_samples", 1, "continuations of each prompt", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the first continuation; each further one adds 1",
                          lower_bound=0)

@@ -56,7 +56,8 @@ class PARTransformerXL(keras.Model):
                  uniform: bool = False, trainable_tau: float | None = None, tau: float = 1.0,
                  static_shapes: bool = False, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        if unknown := {*kinds} - {*KINDS} or {*architecture} - {*KINDS, SEARCH}:
+        unknown = ({*kinds} - {*KINDS}) | ({*architecture} - {*KINDS, SEARCH})
+        if unknown:
             choice = ", ".join(KINDS)
             raise ValueError(f"unknown layer type '{min(unknown)}': choose from {choice}")
         if d_model % num_heads:
@@ -97,13 +98,13 @@ class PARTransformerXL(keras.Model):
         self.built = True
 
     def get_config(self):
-        tau = None if self.log_tau is None else float(self.temperature())
+        trainable_tau = None if self.log_tau is None else float(self.temperature())
         return asdict(self.sizes) | self.softmax.get_config() | {
             "name": self.name, "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "architecture": list(self.architecture), "kinds": list(self.kinds),
             "dropout_rate": self.dropout_rate, "embedding_dropout": self.embedding_dropout,
             "straight_through": self.straight_through, "gumbel_per_row": self.gumbel_per_row,
-            "uniform": self.uniform, "trainable_tau": tau, "tau": self.tau,
+            "uniform": self.uniform, "trainable_tau": trainable_tau, "tau": self.tau,
             "tie_embeddings": self.tie_embeddings}
 
     def call(self, tokens, memory, filled, tau=None, draws=None, return_attention_scores=False):

@@ -219,6 +219,8 @@ def main(_):
         raise InputError("give either --run or --compare")
     if FLAGS.compare and FLAGS.attention is not None:
         raise InputError("--attention needs --run")
+    if FLAGS.searches and not FLAGS.compare:
+        raise InputError("--searches needs --compare")
     if FLAGS.compare:
         folders = list(map(Path, FLAGS.compare))
         networks = means(read_evaluations(folders))

@@ -138,14 +138,14 @@ def train_epoch(trainer: Trainer, recorder: Recorder, handle_signals: Callable[[
     recorder.say(f"epoch {epoch} of {trainer.settings.epochs:g}, steps {start + 1:,} to {end:,} of "
                  f"{trainer.total_steps:,}, {trainer.metadata['corpus']}")
     save_steps, save_seconds = save_interval()
-    last_save, steps_per_second = time.monotonic(), 1
+    last_save, steps_in_a_second = time.monotonic(), 1
     while trainer.step < end:
         next_line = next_multiple(trainer.step, LOG_EVERY.value)
         next_save = next_multiple(trainer.step, save_steps)
-        stop = min(trainer.step + steps_per_second, next_line, next_save, end)
+        stop = min(trainer.step + steps_in_a_second, next_line, next_save, end)
         num_steps = int(stop - trainer.step)
         seconds = trainer.train(num_steps)
-        steps_per_second, since_save = trainer.all_reduce_max(
+        steps_in_a_second, since_save = trainer.all_reduce_max(
             max(1, num_steps // seconds), time.monotonic() - last_save)
         if trainer.step in (next_line, end):
             write_line(trainer, recorder)

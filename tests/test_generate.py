@@ -160,7 +160,9 @@ def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(search_run):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--prompt=  "], "the prompt is empty"), (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
+    (["--prompt=  "], "the prompt is empty"),
+    (["--prompt=x", "--top_p=1.5"], "flag --top_p=1.5"),
+    (["--prompt=x", "--top_p=0"], "flag --top_p=0"),
     (["--prompt=x", "--top_k=-1"], "flag --top_k=-1"),
     (["--prompt=x", "--temperature=1e-9"], "temperature must be 0, or from 0.001 to 1000"),
     (["--prompt=x", "--temperature=nan"], "--temperature=nan is out of range"),

@@ -211,6 +211,8 @@ def test_runs_are_compared_by_their_evaluations(begun, tmp_path, monkeypatch):
     assert "either --run or --compare" in one_line(run_command(plot_search, compare, "--run=x"))
     attention = run_command(plot_search, compare, "--attention=the king")
     assert "--attention needs --run" in one_line(attention)
+    searches = run_command(plot_search, "--run=x", "--searches=y")
+    assert "--searches needs --compare" in one_line(searches)
 
 
 def test_a_network_far_worse_than_the_others_leaves_them_room():

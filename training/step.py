@@ -45,7 +45,7 @@ class TrainingStep:
         self._tau_at, self._steps_per_epoch, self._strategy = tau_at, steps_per_epoch, strategy
         self.shares = strategy.num_replicas_in_sync * settings.accumulate
         one_device = strategy is tf.distribute.get_strategy()
-        self.run_many = tf.function(self.steps, jit_compile=jit_compile and one_device or None)
+        self.run_many = tf.function(self.steps, jit_compile=(jit_compile and one_device) or None)
         self._compiled_loss_and_gradients = tf.function(
             self.loss_and_gradients, jit_compile=jit_compile or None)
 

@@ -54,7 +54,7 @@ class TrainedRun:
           InputError: the run used layer types that `layers.KINDS` does not have.
         """
         architecture = self.flags["architecture"]
-        unknown = {*self.flags.get("kinds", ())} - {*KINDS} or {*architecture} - {*letters()}
+        unknown = ({*self.flags.get("kinds", ())} - {*KINDS}) | ({*architecture} - {*letters()})
         if unknown:
             raise InputError(f"{self.folder} has layers of type '{min(unknown)}', "
                              f"but layers.KINDS has only {', '.join(KINDS)}")
@@ -74,9 +74,7 @@ class TrainedRun:
             raise InputError(f"{self.folder} has no results.json: it has not finished") from None
         if results["run_id"] != self._run_id:
             raise InputError(f"{path} belongs to another run")
-        if SEARCH in from_letters(results["architecture"]):
-            raise InputError(f"{self.folder} is a uniform search, which does not choose an "
-                             f"architecture: run python choose.py --run={self.folder}")
+        self._check_choice(from_letters(results["architecture"]))
         return results["architecture"]
 
     def find_data(self, data_dir: str | Path | None = None) -> tuple[Path, dict]:
@@ -178,6 +176,7 @@ class TrainedRun:
     def _subnetwork(self, model: PARTransformerXL, architecture: str) -> PARTransformerXL:
         """A network with one layer of each block of `model`, and its weights."""
         if architecture == "found":
+            self._check_choice(model.most_likely())
             architecture = as_letters(model.most_likely())
         kinds = [letters().get(letter) for letter in architecture]
         if len(kinds) != len(model.blocks) or any(
@@ -189,6 +188,12 @@ class TrainedRun:
         for path, weight in by_path(single.weights).items():
             weight.assign(weights[path])
         return single
+
+    def _check_choice(self, architecture: list[str]):
+        """Raises InputError if a block of an architecture is still searched."""
+        if SEARCH in architecture:
+            raise InputError(f"{self.folder} is a uniform search, which does not choose an "
+                             f"architecture: run python choose.py --run={self.folder}")
 
     def _checkpoints(self) -> dict[str, tuple[Checkpoints, int]]:
         """The checkpoints by name (`best`, `latest` and steps): where they are, and their step."""

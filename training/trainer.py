@@ -227,7 +227,8 @@ class Trainer:
         They lie before `end`, in one epoch, and train the same groups of parameters.
         """
         epoch_end = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        end, last = min(end, epoch_end, step + self.steps_per_execution), step + 1
+        end = min(end, epoch_end, step + self.steps_per_execution)
+        last = step + 1
         while last < end and self._trained_at(last) == self._trained_at(step):
             last += 1
         return last - step
