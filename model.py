@@ -328,7 +328,8 @@ class Block(keras.layers.Layer):
             return layer(x) * weight  # [B, T, D]
         inner = tf.cast(x, self.compute_dtype)  # [B, T, D]
         y = layer(inner, context, bias) if layer.needs_memory else layer(inner)  # [B, T, D]
-        y = dropout(tf.cast(y, tf.float32), self.dropout_rate, draws, self.dropout_places[kind])
+        place = self.dropout_places[kind]
+        y = dropout(tf.cast(y, tf.float32), self.dropout_rate, draws, place)  # [B, T, D]
         return self.norms[kind](x + y, weight=weight)  # [B, T, D]
 
     def attention_scores(self, x, memory, bias):

@@ -141,13 +141,14 @@ class LocalAttention(RelativeAttention):
         starts = range(0, T, W)  # of the P parts
         x = tf.pad(x, [[0, 0], [0, padding], [0, 0]])  # [B, P W, D]
         context = tf.pad(context, [[0, 0], [R, padding], [0, 0]])[:, M:]  # [B, R + P W, D]
-        bias = tf.pad(bias, [[0, padding], [R, padding]], constant_values=MASKED)[:, M:]
+        bias = tf.pad(bias, [[0, padding], [R, padding]], constant_values=MASKED)
+        bias = bias[:, M:]  # [P W, R + P W]
         query, key = np.arange(W)[:, None], np.arange(R + W)
         far = np.where((query < key) & (key <= query + R), np.float32(0), MASKED)  # [W, R + W]
         bias = tf.stack([bias[p:p + W, p:p + R + W] for p in starts]) + far  # [P, W, R + W]
         key_value = linear(context, self.key_value)  # [B, R + P W, 2 D]
-        key_value = tf.stack([key_value[:, p:p + R + W] for p in starts], axis=1)
-        key_value = tf.reshape(key_value, [-1, R + W, 2 * D])  # [B P, R + W, 2 D]
+        parts = [key_value[:, p:p + R + W] for p in starts]  # P times [B, R + W, 2 D]
+        key_value = tf.reshape(tf.stack(parts, axis=1), [-1, R + W, 2 * D])  # [B P, R + W, 2 D]
         attended, _ = self.attend_to(
             key_value, tf.reshape(x, [-1, W, D]), tf.tile(bias, [B, 1, 1]))  # [B P, W, D]
         y = linear(attended, self.output_kernel)  # [B P, W, D]
