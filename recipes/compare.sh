@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Compares the networks found by searches with others of the same width. Searches with the first seed for one epoch, without and with
-# several prices of time. Then trains with every seed for two epochs: the found networks, attention in every block, attention and dense
-# in turn (Transformer-XL), dense in every block, and ten random picks. Scores these, prints a table and plots quality over cost.
-# Takes hours on two cores. To resume, repeat the command. All trainings are those of recipes/fast.sh; flags apply to every one of them:
-# recipes/compare.sh --d_ffn=512. The picks are for six blocks of attention, dense and identity: set PICKS for others.
+# Compares the networks found by searches with others of the same width. Searches with the first seed for one epoch, without
+# --latency_weight and with several values of it. Then trains with every seed for two epochs: the found networks, attention in every
+# block, attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores these, prints a table and
+# plots quality over cost. Takes hours on two cores. To resume, repeat the command. All trainings are those of recipes/fast.sh; flags
+# apply to every one of them: recipes/compare.sh --d_ffn=512. The picks are for six blocks of attention, dense and identity: set PICKS
+# for others.
 # A smaller comparison: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
