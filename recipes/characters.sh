@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A search on characters: recipes/characters.sh enwik8, or text8. The tokens of text8 are its 27 characters. Those of enwik8 are its
 # characters, bytes for the rarest, and [EOS] at line ends. Published tables call `bits_per_byte` bits per character.
-# The network has 24 blocks: Transformer-XL has 12 layers of attention and dense each, and the networks of the paper, with 1.11 (enwik8)
+# The network has 24 blocks: Transformer-XL has 12 layers, each of attention and dense, and the networks of the paper, with 1.11 (enwik8)
 # and 1.18 (text8) bits per character, have 24 blocks too. 50 epochs are about the 400,000 steps of Transformer-XL. Learning rate,
-# batch and clipnorm are those of Transformer-XL, but clipnorm bounds the gradient of each variable by itself. The temperature is ours.
-# More flags go to train.py and override those below.
+# batch and clipnorm are those of Transformer-XL, but clipnorm bounds the gradient of each variable by itself.
+# More flags go to train.py (./train.sh --help) and override those here.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 explain "$@"

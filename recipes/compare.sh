@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Compares the networks found by searches with others of the same width. Searches with the first seed for one epoch, without
+# Compares the networks found by searches with others of the same width. Runs searches of one epoch with the first seed, without
 # --latency_weight and with several values of it. Then trains with every seed for two epochs: the found networks, attention in every
-# block, attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores these, prints a table and
-# plots quality over cost. Takes hours on two cores. To resume, repeat the command. All trainings are those of recipes/fast.sh; flags
-# apply to every one of them: recipes/compare.sh --d_ffn=512. The picks are for six blocks of attention, dense and identity: set PICKS
-# for others.
+# block, attention and dense in turn (Transformer-XL), dense in every block, and ten random picks. Scores these, prints a table and plots
+# quality over cost. Takes hours on two cores. To resume, repeat the command. All trainings are those of recipes/fast.sh; flags apply to
+# every one of them: recipes/compare.sh --d_ffn=512. The picks are for six blocks of attention, dense and identity; with another
+# --num_layers, they are repeated or cut, unless you set PICKS. SEEDS are the seeds, PRICES the values of --latency_weight (nats per
+# millisecond).
 # A smaller comparison: SEEDS=0 PICKS="iddaaa aaaidi" PRICES=0.005 recipes/compare.sh
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
@@ -17,7 +18,8 @@ logs=logs layers=6
 for flag in "$@"; do
   case $flag in
     --logs_dir=*) logs=${flag#*=} ;;
-    --seed* | --latency_weight* | --architecture* | --model_name*) fail "$flag: this script sets ${flag%%=*} itself" ;;
+    --seed* | --latency_weight* | --architecture* | --init_from* | --model_name*) fail "$flag: this script sets ${flag%%=*} itself" ;;
+    --search=uniform) fail "$flag: such a search chooses no network (recipes/find.sh uses one)" ;;
     --num_layers=*) layers=${flag#*=} ;;
     --logs_dir | --num_layers | -[!-]*) fail "$flag: write --name=value here" ;;
   esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A search of one epoch with tied embeddings; with --architecture or --init_from, the same training of a fixed network.
-# docs/results/tried.md lists alternatives. More flags go to train.py and override those below.
+# docs/results/tried.md lists alternatives. More flags go to train.py (./train.sh --help) and override those here.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 explain "$@"

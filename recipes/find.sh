@@ -15,7 +15,10 @@ name=find epochs=2 search=--search=uniform of_search=(--epochs=1) training=(--lo
 for flag in "$@"; do
   case $flag in
     --model_name=*) name=${flag#*=} ;;
-    --epochs=*) epochs=${flag#*=} ;;
+    --epochs=*)
+      epochs=${flag#*=}
+      [[ $epochs =~ ^[0-9]*\.?[0-9]+$ ]] || fail "$flag: give a number, such as --epochs=0.5"
+      ;;
     --budget_*=* | --num_networks=* | --num_windows=*) budget+=("$flag") ;;
     --search=*) search=$flag ;;
     --search_*=*) of_search+=("--${flag#--search_}") ;;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A search at the paper's size on WikiText-103: 32 blocks of Transformer-XL base, which has 16 layers of attention and dense.
-# 256 rows are 32 rows for each of 8 GPUs. With several machines, first make the data on one of them by the line below.
-# Vocabulary, cutoffs and schedule are ours; the paper's vocabulary is 267,735 words. More flags go to train.py and override those below.
+# A search at the paper's size on WikiText-103: 32 blocks, as many as the 16 layers of Transformer-XL base, each of attention and dense.
+# 256 rows are 32 rows for each of 8 GPUs. With several machines, first make the data on one of them with its make_data.sh command.
+# Vocabulary, cutoffs and schedule are ours; the paper's vocabulary is 267,735 words.
+# More flags go to train.py (./train.sh --help) and override those here.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 explain "$@"

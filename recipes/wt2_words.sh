@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # WikiText-2 by words, the task of the published tables: 33,278 different tokens with [EOS], none unknown, case kept. Its perplexity
 # can be compared with theirs (docs/results.md). A search takes hours on two cores; --architecture=adadad trains the network of that page.
-# More flags go to train.py and override those below.
+# More flags go to train.py (./train.sh --help) and override those here.
 [ -n "$BASH_VERSION" ] || exec bash "$0" "$@"
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../support/environment.sh"
 explain "$@"

@@ -1,4 +1,5 @@
-# Sourced by the shell scripts. `use_python FILE...` sets PYTHON to an interpreter that meets the requirement files.
+# Sourced by the shell scripts. `use_python FILE...` sets PYTHON to an interpreter that meets the requirement files;
+# `explain "$@"` answers --help.
 #
 # It uses python3 if that has the packages (Colab), otherwise .venv. It installs what is missing once:
 #   * into .venv if that exists;

@@ -161,6 +161,8 @@ def test_a_comparison_trains_each_network_once_and_resumes(project):
             (["PICKS=3"], "--d_model=8", "PICKS takes letters"),
             (["SEEDS="], "--d_model=8", "SEEDS is empty"),
             ([], "--seed=3", "--seed=3: this script sets --seed itself"),
+            ([], "--init_from=a", "--init_from=a: this script sets --init_from itself"),
+            ([], "--search=uniform", "--search=uniform: such a search chooses no network"),
             ([], "--logs_dir=~nosuchuser/logs", "~nosuchuser/logs: write the path without ~")]:
         assert message in one_line(run(project, *several[:-1], *variables, several[-1], flag))
 
@@ -196,7 +198,8 @@ def test_a_network_is_found_by_search_shortlist_and_successive_halving(project):
     assert "--model_name=my_search" in search
     for flag, message in [("--budget=3", "set --budget_ms or --budget_mflops"),
                           ("--init_from=a", "this script sets --init_from itself"),
-                          ("--epochs", "write --name=value here")]:
+                          ("--epochs", "write --name=value here"),
+                          ("--epochs=two", "--epochs=two: give a number")]:
         assert message in one_line(run(project, *given[:2], flag))
 
 
