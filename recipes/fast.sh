@@ -8,7 +8,7 @@ search="--gumbel_per_row --arch_lr_factor=2 --tau_start=3 --tau_end=0.1" archite
 for flag in "$@"; do
   case $flag in
     --architecture=*) architecture=${flag#*=} ;;
-    --init_from=*) : "${architecture:=of that run}" ;;
+    --init_from=*) architecture=${architecture:-fixed} ;;
     --search=uniform) search=--gumbel_per_row ;;
     --architecture | --init_from | --search) fail "$flag: write $flag=value here" ;;
   esac
